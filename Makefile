@@ -1,0 +1,41 @@
+# make quickstart | test | style | quality: each makes its own virtual environment first, so python3 and make are enough.
+# make test PYTHON=python3.12 chooses the Python (3.10 or newer).
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+QUICK_VENV ?= .venv-quickstart
+RUN ?= runs/quickstart
+
+.PHONY: quickstart test style quality
+.DELETE_ON_ERROR:
+
+quickstart: $(QUICK_VENV)/.installed
+	$(QUICK_VENV)/bin/smarttrim finetune recipes/quickstart.yaml --overwrite
+	$(QUICK_VENV)/bin/smarttrim evaluate $(RUN) --baseline random
+	$(QUICK_VENV)/bin/smarttrim profile $(RUN) --single-instance
+	$(QUICK_VENV)/bin/smarttrim profile recipes/meter/base_random.yaml --random-weights --single-instance \
+		--sparsity-from $(RUN) --num-instances 5
+	$(QUICK_VENV)/bin/smarttrim visualize $(RUN)
+	$(QUICK_VENV)/bin/smarttrim summary $(RUN)
+
+test: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest
+
+style: $(VENV)/.installed
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+quality: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(VENV)/.installed: EXTRAS = [dev]
+$(VENV)/.installed $(QUICK_VENV)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "needs Python 3.10 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is older than Python 3.10: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --editable '.$(EXTRAS)'
+	touch $@

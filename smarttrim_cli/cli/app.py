@@ -1,0 +1,40 @@
+"""The ``smarttrim`` command: puts the subcommands together."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from smarttrim_cli.cli import data, recipes
+from smarttrim_cli.cli.common import Debug, Quiet, Version, new_app, subcommand
+from smarttrim_cli.cli.console import Console
+from smarttrim_cli.cli.evaluate import evaluate
+from smarttrim_cli.cli.export import export
+from smarttrim_cli.cli.finetune import finetune
+from smarttrim_cli.cli.profile import profile
+from smarttrim_cli.cli.summary import summary
+from smarttrim_cli.cli.visualize import visualize
+
+app = new_app("Trim vision-language models: fine-tune, evaluate, profile, visualize, export.")
+
+
+@app.callback()
+def _common(ctx: typer.Context, quiet: Quiet = False, debug: Debug = False, version: Version = False) -> None:
+    """Trim vision-language models: fine-tune, evaluate, profile, visualize, export."""
+    ctx.obj = Console(quiet, debug)
+
+
+for _function in (finetune, evaluate, profile, visualize, export, summary):
+    subcommand(app, _function)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app(prog_name="smarttrim")
+    except KeyboardInterrupt:  # before a subcommand has begun
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,176 @@
+"""What all subcommands share: the options --quiet, --debug and --version, errors and exit codes, results."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import smarttrim_cli
+from smarttrim_cli.cli.console import Console
+from smarttrim_cli.errors import SmartTrimError, UserError, naming
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"smarttrim {smarttrim_cli.__version__}")
+        raise typer.Exit
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Version = Annotated[
+    bool,
+    typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the result as JSON.")
+]
+Require = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CHECK",
+        help="Exit with 1 unless this holds, such as 'trimmed.accuracy>=0.93'. Repeatable.",
+    ),
+]
+TargetAndOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TARGET|KEY=VALUE",
+        help="A recipe (path or name) or a run directory; default: the newest run, else the quick-start "
+        "recipe. Then overrides of recipe keys, such as evaluate.split=val.",
+    ),
+]
+_COMMON = {"quiet": Quiet, "debug": Debug, "version": Version}
+
+
+def new_app(text: str) -> typer.Typer:
+    """A Typer application with plain help and without Typer's own tracebacks."""
+    return typer.Typer(
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def subcommand(app: typer.Typer, function: Callable[..., None], name: str | None = None) -> None:
+    """Register a subcommand.
+
+    Args:
+        app: Where it goes.
+        function: Takes a ``Console`` first; its other parameters are the command's. --quiet, --debug and
+            --version are added, and its errors become messages and exit codes.
+        name: Of the subcommand; default: the function's.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    own = list(signature.parameters.values())[1:]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    added = [inspect.Parameter(key, keyword, default=False, annotation=kind) for key, kind in _COMMON.items()]
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    parameters = [context, *(parameter.replace(kind=keyword) for parameter in own), *added]
+
+    @functools.wraps(function)
+    def run(ctx: typer.Context, *, quiet: bool, debug: bool, version: bool, **arguments: Any) -> None:
+        above = ctx.obj or Console()
+        console = Console(quiet or above.quiet, debug or above.debug)
+        with errors_as_exit_codes(console):
+            function(console, **arguments)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command(name or function.__name__)(run)
+
+
+@contextmanager
+def errors_as_exit_codes(console: Console) -> Iterator[None]:
+    """Turn errors into a message on stderr and an exit code: 1, 2 (the user's mistake), 130 (interrupted)."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+        raise  # Typer's own
+    except KeyboardInterrupt:
+        raise _failure(console, "interrupted", 130) from None
+    except SmartTrimError as error:
+        kind = "error" if isinstance(error, UserError) else "failed"
+        raise _failure(console, f"{kind}: {error}", error.exit_code) from None
+    except Exception as error:
+        raise _failure(console, *_describe_exception(error)) from None
+
+
+def _describe_exception(error: Exception) -> tuple[str, int]:
+    """Message and exit code of an error that this package did not raise itself."""
+    text = " ".join(str(error).split())
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _FULL_DISK or "No space left on device" in text:
+        place = getattr(error, "filename", None) or text
+        return f"error: the disk is full: {place}\n  free some space, or write elsewhere (output_dir)", 1
+    if isinstance(error, OSError) and number in _REFUSED and error.filename:
+        return f"error: {error.filename}: {error.strerror}", 2
+    message = f"internal error: {type(error).__name__}: {text}"
+    return f"{message}\n  please report this; with --debug the command shows the traceback", 1
+
+
+def _failure(console: Console, text: str, code: int) -> typer.Exit:
+    if console.debug:
+        traceback.print_exc()
+    print(text, file=sys.stderr, flush=True)
+    return typer.Exit(code)
+
+
+def split_target(arguments: Sequence[str] | None) -> tuple[str | None, list[str]]:
+    """Separate ``[TARGET] [KEY=VALUE]...``.
+
+    Raises:
+        UserError: There is more than one target.
+    """
+    overrides = [text for text in arguments or () if "=" in text and not Path(text).exists()]
+    targets = [text for text in arguments or () if text not in overrides]
+    if len(targets) > 1:
+        raise UserError(
+            f"expected one recipe or run directory, found {', '.join(targets)}",
+            hint="overrides are written key=value, without spaces around the =",
+        )
+    return (targets[0] if targets else None), overrides
+
+
+def check_output(path: Path | None) -> None:
+    """Refuse an ``--output`` that cannot be written, before the work is done.
+
+    Raises:
+        UserError: It is a directory, or its folder cannot be made.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError("is a directory, not a file", where=f"--output {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make its folder: {error.strerror}", where=f"--output {path}") from error
+
+
+def deliver(console: Console, result: Any, text: str, *, as_json: bool, output: Path | None) -> None:
+    """Print a result as text or JSON, and write it to ``output`` if there is one."""
+    from smarttrim_cli.cli.render import to_json
+
+    if output is not None:
+        with naming(output):
+            output.write_text(to_json(result), encoding="utf-8", newline="\n")
+    console.result(to_json(result) if as_json else text)

@@ -1,0 +1,135 @@
+"""What the user sees: results on stdout; messages, warnings and progress on stderr (live on a terminal)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from smarttrim_cli.engine.report import SilentTracker, Tracker
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class Console:
+    """The engine's ``Reporter`` for the command line.
+
+    Args:
+        quiet: Show results, warnings and errors only.
+        debug: Show tracebacks.
+    """
+
+    def __init__(self, quiet: bool = False, debug: bool = False) -> None:
+        self.quiet = quiet
+        self.debug = debug
+        self._progress: Progress | None = None
+
+    def result(self, text: str) -> None:
+        """Print a result on stdout."""
+        sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+        sys.stdout.flush()
+
+    def message(self, text: str) -> None:
+        """Print a message, unless quiet."""
+        if not self.quiet:
+            self._print(text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self._print(f"warning: {text}")
+
+    @contextmanager
+    def track(self, total: int, label: str) -> Iterator[Tracker]:
+        """Show the progress of a piece of work with ``total`` steps."""
+        if self.quiet:
+            yield SilentTracker()
+        elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            with self._live(total, label) as tracker:
+                yield tracker
+        else:
+            yield PlainTracker(self, total, label)
+
+    def _print(self, text: str) -> None:
+        if self._progress is not None:
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def _live(self, total: int, label: str) -> Iterator[Tracker]:
+        """A bar in the live display, which the outermost piece of work opens and closes."""
+        outermost = self._progress is None
+        if self._progress is None:
+            self._progress = _live_progress()
+            self._progress.start()
+        progress = self._progress
+        task = progress.add_task(label, total=total, fields="")
+        try:
+            yield LiveTracker(progress, task)
+        finally:
+            if outermost:
+                progress.stop()
+                self._progress = None
+            else:
+                progress.remove_task(task)
+
+
+class PlainTracker:
+    """A line at every tenth of the work, and at least every half minute."""
+
+    def __init__(self, console: Console, total: int, label: str) -> None:
+        self._console = console
+        self._total = total
+        self._label = label
+        self._start = self._last_time = time.monotonic()
+        self._last_tenth = 0
+
+    def update(self, step: int, **fields: float | str) -> None:
+        """Print a line, if it is time for one."""
+        now = time.monotonic()
+        tenth = 10 * step // max(self._total, 1)
+        if tenth == self._last_tenth and now - self._last_time < _SECONDS_BETWEEN_LINES:
+            return
+        self._last_tenth, self._last_time = tenth, now
+        left = (now - self._start) / max(step, 1) * (self._total - step)
+        parts = [f"{self._label} {step}/{self._total}", f"{left:.0f} s left", format_fields(fields)]
+        self._console.message("  ".join(part for part in parts if part))
+
+
+class LiveTracker:
+    """A bar of a live display."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def update(self, step: int, **fields: float | str) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=step, fields=format_fields(fields))
+
+
+def format_fields(fields: dict[str, float | str]) -> str:
+    """``loss=0.1234 token.vision=0.52``."""
+    return " ".join(
+        f"{name}={value if isinstance(value, str) else f'{value:.4g}'}" for name, value in fields.items()
+    )
+
+
+def _live_progress() -> Progress:
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[fields]}", markup=False),
+        console=RichConsole(stderr=True),
+    )

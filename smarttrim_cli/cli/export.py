@@ -1,0 +1,33 @@
+"""``smarttrim export``: a folder that runs elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smarttrim_cli.cli import render
+from smarttrim_cli.cli.common import AsJson, Output, check_output, deliver
+from smarttrim_cli.cli.console import Console
+
+
+def export(
+    console: Console,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
+    target: Annotated[str | None, typer.Argument(help="A run directory; default: the newest run.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+    as_json: AsJson = False,
+    output: Output = None,
+) -> None:
+    """Write a folder that runs elsewhere.
+
+    From Python, smarttrim_cli.load(DIR) opens it.
+
+    Example: smarttrim export runs/quickstart --out exported
+    """
+    check_output(output)
+    from smarttrim_cli.engine.export import export as run
+
+    result = run(target, out=out, overwrite=overwrite, reporter=console)
+    deliver(console, result, render.comparison(result), as_json=as_json, output=output)

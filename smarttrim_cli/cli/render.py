@@ -1,0 +1,148 @@
+"""Results as plain text: aligned columns of ASCII, the same on a terminal and in a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_COST_WORDS = ("macs", "latency", "memory", "_ms", "param", "seconds", "tokens")
+_COMPARED = ("full", "trimmed")
+
+
+def to_json(result: Any) -> str:
+    """JSON with two spaces of indentation; paths become text, numbers that are not finite become null."""
+    return json.dumps(_plain(result), indent=2, allow_nan=False) + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Aligned columns under a header and a rule; the first column is flush left, the others flush right."""
+    cells = [list(header), *([format_value(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        right = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        return "  ".join([row[0].ljust(widths[0]), *right]).rstrip()
+
+    return "\n".join([line(cells[0]), line(["-" * width for width in widths]), *map(line, cells[1:])])
+
+
+def format_value(value: Any) -> str:
+    """A cell: numbers with four significant digits, nothing as ``-``."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "-"
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)
+
+
+def comparison(result: Mapping[str, Any]) -> str:
+    """A result of evaluate, profile or summary: full beside trimmed, then the breakdowns, then the rest."""
+    full, trimmed = (result.get(name) or {} for name in _COMPARED)
+    parts = []
+    rows = _rows(full, trimmed, _flat)
+    if rows:
+        parts.append(table(("quantity", "full", "trimmed", "ratio"), rows))
+    for name in dict.fromkeys([*_breakdowns(full), *_breakdowns(trimmed)]):
+        inner = _rows(full.get(name, {}), trimmed.get(name, {}), dict, costs=_is_cost(name))
+        parts.append(table((name.replace("_", " "), "full", "trimmed", "ratio"), inner))
+    rest = {name: value for name, value in result.items() if name not in _COMPARED}
+    return "\n\n".join([*parts, *_further(rest)])
+
+
+def plan(result: Mapping[str, Any]) -> str:
+    """Target sparsity beside the kept fraction per group, and the predicted cost."""
+    groups = result.get("groups") or {}
+    rows = [(name, group["target_sparsity"], group["kept"]) for name, group in groups.items()]
+    parts = [table(("group", "target_sparsity", "kept"), rows)] if rows else ["no pruning: plain fine-tuning"]
+    full, trimmed, speedup = (result.get(name) for name in ("full_gmacs", "trimmed_gmacs", "speedup"))
+    cost = f"predicted GMACs per instance: full {format_value(full)}"
+    if trimmed is not None:
+        cost += f", trimmed {format_value(trimmed)} ({format_value(speedup)}x fewer)"
+    return "\n".join([*parts, cost])
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers and short texts with dotted names, without the breakdowns."""
+    skipped = _breakdowns(values)
+    flat = flatten({name: value for name, value in values.items() if name not in skipped})
+    return {name: value for name, value in flat.items() if not isinstance(value, list | tuple)}
+
+
+def _breakdowns(values: Mapping[str, Any]) -> list[str]:
+    """Names such as accuracy_by_type and kept, which get a table of their own."""
+    return [n for n, value in values.items() if isinstance(value, Mapping) and ("_by_" in n or n == "kept")]
+
+
+def _rows(
+    full: Mapping[str, Any], trimmed: Mapping[str, Any], select: Any, costs: bool = False
+) -> list[list[Any]]:
+    left, right = select(full), select(trimmed)
+    return [
+        [
+            name,
+            left.get(name),
+            right.get(name),
+            _ratio(left.get(name), right.get(name), costs or _is_cost(name)),
+        ]
+        for name in dict.fromkeys([*left, *right])
+    ]
+
+
+def _is_cost(name: str) -> bool:
+    return any(word in name for word in _COST_WORDS)
+
+
+def _ratio(full: Any, trimmed: Any, is_cost: bool) -> str | None:
+    """How many times cheaper, or which share is kept."""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (full, trimmed))
+    if not numbers or not full or not trimmed:
+        return None
+    return f"{full / trimmed:.2f}x" if is_cost else f"{trimmed / full:.1%}"
+
+
+def _further(rest: Mapping[str, Any]) -> list[str]:
+    """Everything besides full and trimmed: single values, then lists and tables."""
+    single = [(n, value) for n, value in rest.items() if not isinstance(value, Mapping | list | tuple)]
+    blocks = ["\n".join(f"{name}: {format_value(value)}" for name, value in single if value is not None)]
+    for name, value in rest.items():
+        if isinstance(value, Mapping):
+            flat = {k: v for k, v in flatten(value).items() if not isinstance(v, list | tuple)}
+            blocks.append(table((name.replace("_", " "), "value"), flat.items()) if flat else "")
+        elif isinstance(value, list | tuple) and value and not isinstance(value[0], Mapping | list):
+            blocks.append("\n".join([f"{name}:", *(f"  {format_value(item)}" for item in value)]))
+    return [block for block in blocks if block]
+
+
+def _plain(value: Any) -> Any:
+    """Only what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    return _plain(value.item())  # a number of numpy or torch

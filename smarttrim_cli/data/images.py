@@ -1,0 +1,116 @@
+"""Decoding image files to RGB, and turning images into the tensor a backbone expects.
+
+The two resize modes are those of the official METER (``clip_transform``: shorter side and centre crop) and
+BLIP (resize to a square); rounding is as in torchvision, on which both rest, so that outputs agree to the
+last bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from smarttrim_cli.errors import UserError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_INTERPOLATION = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+class BadSample(UserError):
+    """A sample that cannot be used, such as one with a missing or broken image."""
+
+
+def load_rgb(path: Path, *, sample_id: object) -> Image.Image:
+    """Read an image file as upright 8-bit RGB, whatever its mode.
+
+    Transparency is laid on white, 16-bit grey is scaled to 8 bits, an EXIF orientation is applied.
+
+    Args:
+        path: The image file.
+        sample_id: Names the sample in errors.
+
+    Raises:
+        BadSample: The file is missing, truncated or not an image.
+    """
+    cause: Exception
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError as error:
+        problem, cause = "the image file is missing", error
+    except UnidentifiedImageError as error:
+        problem, cause = "the file is not an image that can be read", error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        problem, cause = f"the image file is damaged ({error})", error
+    hint = "Restore the file, or remove the sample."
+    raise BadSample(problem, where=f"sample {sample_id}, {path}", hint=hint) from cause
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey_HW = np.asarray(image).astype(np.int64).clip(0, 65535) // 257
+        return Image.fromarray(grey_HW.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        grey_HW = np.nan_to_num(np.asarray(image)).clip(0, 255)
+        return Image.fromarray(grey_HW.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an RGB image becomes a model input; a call gives a float tensor (3, size, size).
+
+    Attributes:
+        size: Height and width of the output in pixels.
+        mode: ``resize`` to the square, or ``shorter_side_center_crop`` (keeps the aspect ratio).
+        interpolation: Name of the resampling filter.
+        mean: Per channel, subtracted from values scaled to 0..1.
+        std: Per channel, by which the result is divided.
+    """
+
+    size: int
+    mode: Literal["resize", "shorter_side_center_crop"] = "resize"
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Resize, crop, scale and normalise."""
+        pixels_HW3 = np.array(self._resize(image), dtype=np.uint8)
+        pixels_3HW = torch.from_numpy(pixels_HW3).permute(2, 0, 1).to(torch.float32).div(255).contiguous()
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return pixels_3HW.sub_(mean).div_(std)
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        method = _INTERPOLATION[self.interpolation]
+        if self.mode == "resize":
+            return (
+                image
+                if image.size == (self.size, self.size)
+                else image.resize((self.size, self.size), method)
+            )
+        width, height = image.size
+        short = min(width, height)
+        width, height = int(self.size * width / short), int(self.size * height / short)
+        if (width, height) != image.size:
+            image = image.resize((width, height), method)
+        left, top = round((width - self.size) / 2.0), round((height - self.size) / 2.0)
+        return image.crop((left, top, left + self.size, top + self.size))

@@ -1,0 +1,97 @@
+"""Referring to objects in words: descriptions, the objects they fit, and their noun phrases."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+from smarttrim_cli.data.scenes.world import Scene, SceneObject
+
+Form = tuple[str, ...]
+"""The attributes that a description names, in the order in which English says them."""
+
+ONE_WORD: tuple[Form, ...] = (("size",), ("color",), ("shape",))
+TWO_WORDS: tuple[Form, ...] = (("size", "color"), ("size", "shape"), ("color", "shape"))
+ALL_FORMS: tuple[Form, ...] = (*ONE_WORD, *TWO_WORDS, ("size", "color", "shape"))
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is said about an object; an attribute that is not mentioned is None."""
+
+    size: str | None = None
+    color: str | None = None
+    shape: str | None = None
+
+    @property
+    def form(self) -> Form:
+        """The attributes mentioned."""
+        return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+    def singular(self) -> str:
+        """Noun phrase without article: "small red circle", "red object"."""
+        return " ".join(word for word in (self.size, self.color, self.shape or "object") if word)
+
+    def plural(self) -> str:
+        """Noun phrase for several: "red crosses", "small objects"."""
+        phrase = self.singular()
+        return phrase + ("es" if phrase.endswith("s") else "s")
+
+    def with_article(self) -> str:
+        """Noun phrase with "a" or "an"."""
+        phrase = self.singular()
+        return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def describe(item: SceneObject, form: Form) -> Description:
+    """The description of an object by the attributes of ``form``."""
+    return Description(**{attribute: getattr(item, attribute) for attribute in form})
+
+
+class Facts:
+    """A scene with all its true descriptions, worked out once for all questions about it.
+
+    Attributes:
+        attributes: Those in which objects of these scenes can differ.
+        present: Descriptions that fit at least one object, by form.
+        matches: Indices of the objects that a description fits.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.attributes = tuple(name for name in ("size", "color", "shape") if len(scene.values[name]) > 1)
+        found: dict[Form, dict[Description, list[int]]] = {
+            form: defaultdict(list) for form in self.forms(ALL_FORMS)
+        }
+        for form, groups in found.items():
+            for index, item in enumerate(scene.objects):
+                groups[describe(item, form)].append(index)
+        self.present = {form: list(groups) for form, groups in found.items()}
+        self.matches = {name: tuple(group) for groups in found.values() for name, group in groups.items()}
+
+    def forms(self, forms: tuple[Form, ...]) -> list[Form]:
+        """Those forms that mention only attributes in which objects of these scenes differ."""
+        return [form for form in forms if all(attribute in self.attributes for attribute in form)]
+
+    @cached_property
+    def unique(self) -> list[tuple[Description, int]]:
+        """Descriptions that fit exactly one object, with that object's index."""
+        return [(description, found[0]) for description, found in self.matches.items() if len(found) == 1]
+
+    def absent(self, form: Form) -> list[Description]:
+        """Descriptions of this form that fit no object; near misses only, where there are any.
+
+        A near miss has every one of its words true of some object (for "red circle" a red square and a blue
+        circle), so that the answer takes binding attributes to one object.
+        """
+        combinations = itertools.product(*(self.scene.values[attribute] for attribute in form))
+        named = [Description(**dict(zip(form, values, strict=True))) for values in combinations]
+        none = [description for description in named if description not in self.matches]
+        near = [
+            description
+            for description in none
+            if all(Description(**{name: getattr(description, name)}) in self.matches for name in form)
+        ]
+        return near or none

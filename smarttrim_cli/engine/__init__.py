@@ -1,0 +1,1 @@
+"""What the subcommands do, as plain Python functions that need no command line."""

@@ -1,0 +1,205 @@
+"""Model folders: what ``finetune`` saves, ``export`` ships and ``load`` opens.
+
+``config.json`` says how to build the model; ``model.safetensors`` holds the backbone under the host's own names;
+``trimmers.safetensors`` only what trimming added, so that it can be attached to a freshly loaded host; beside them
+tokenizer, preprocessing and label vocabulary. No pickles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import smarttrim_cli
+from smarttrim_cli import registry
+from smarttrim_cli.data.files import read_json
+from smarttrim_cli.data.processor import Processor
+from smarttrim_cli.engine.files import write_json
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.model import TrimmedModel, build_trimmers
+from smarttrim_cli.tasks.base import Task
+from smarttrim_cli.trimmers.base import SiteInfo, Trimmer
+
+CONFIG, WEIGHTS, TRIMMERS = "config.json", "model.safetensors", "trimmers.safetensors"
+FORMAT = "smarttrim-model"
+BUILTIN = Path(__file__).parent.parent / "assets"
+
+
+@dataclass
+class TrimmerConfig:
+    """Which trimmers a model has.
+
+    Attributes:
+        groups: Groups of sites with trimmers.
+        token: Recipe section of the token trimmer, ``{name, ...}``; None for none.
+        head: The same for heads.
+    """
+
+    groups: list[str]
+    token: dict[str, Any] | None
+    head: dict[str, Any] | None
+
+
+@dataclass
+class Bundle:
+    """A model with everything needed to use it."""
+
+    model: TrimmedModel
+    task: Task
+    processor: Processor
+    config: dict[str, Any]
+
+
+def resolve_checkpoint(name: str) -> Path:
+    """Folder of a checkpoint: a path, or ``builtin:NAME``.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    if name.startswith("builtin:"):
+        folder = BUILTIN / name.removeprefix("builtin:")
+        known = sorted(path.parent.name for path in BUILTIN.glob(f"*/{CONFIG}"))
+        if not (folder / CONFIG).exists():
+            raise UserError(f"no built-in model {name!r}", where="backbone.checkpoint", hint=f"known: {', '.join(known)}")
+        return folder
+    folder = Path(name)
+    if (folder / "model" / CONFIG).exists():
+        folder = folder / "model"
+    if not (folder / CONFIG).exists():
+        raise UserError(f"no model there: {CONFIG} is missing", where=name, hint="give a model folder or a run folder")
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a model folder.
+
+    Raises:
+        UserError: It is missing, damaged or of another format.
+    """
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise UserError(f"not a {FORMAT} folder", where=str(folder / CONFIG))
+    return config
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    try:
+        return load_file(str(path))
+    except FileNotFoundError as error:
+        raise UserError("the weights are missing", where=str(path)) from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"the weights cannot be read: {error}", where=str(path)) from error
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load weights strictly: every problem is named.
+
+    Raises:
+        UserError: Keys are missing or unused, or shapes differ.
+    """
+    own = module.state_dict()
+    problems = [f"missing: {name}" for name in own if name not in tensors]
+    problems += [f"unused: {name}" for name in tensors if name not in own]
+    problems += [
+        f"shape of {name}: {tuple(tensors[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in tensors and own[name].shape != tensors[name].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise UserError(f"the weights do not fit the model ({len(problems)} problems): {shown}", where=where)
+    module.load_state_dict(tensors)
+
+
+def trimmers_for(backbone: nn.Module, config: TrimmerConfig) -> dict[str, Trimmer]:
+    """Fresh trimmers for every site of the configured groups."""
+
+    def builder(section: dict[str, Any] | None, scores: str) -> Any:
+        if section is None:
+            return None
+        plugin = registry.load("trimmers", section["name"])
+        if plugin.SCORES != scores:
+            raise UserError(f"trimmer {section['name']!r} scores {plugin.SCORES}s, not {scores}s", where="pruning")
+        options = registry.options("trimmers", section)
+
+        def build(site: SiteInfo) -> Trimmer:
+            return plugin.build(options, site)  # type: ignore[no-any-return]
+
+        return build
+
+    token, head = builder(config.token, "token"), builder(config.head, "head")
+    return build_trimmers(backbone.architecture(), config.groups, token, head)
+
+
+def save_model(folder: Path, bundle: Bundle) -> None:
+    """Write a model folder (which exists and is empty)."""
+    config = {"format": FORMAT, "version": 1, "smarttrim_version": smarttrim_cli.__version__, **bundle.config}
+    config["threshold"] = float(bundle.model.threshold)
+    save_file(_plain(bundle.model.backbone.state_dict()), str(folder / WEIGHTS))
+    if bundle.model.sites:
+        save_file(_plain(bundle.model.trimmers.state_dict()), str(folder / TRIMMERS))
+    bundle.processor.save(folder)
+    bundle.task.save_labels(folder)
+    write_json(folder / CONFIG, config)
+
+
+def load_trimmers(model: TrimmedModel, folder: Path) -> None:
+    """Attach saved trimmers to a host that was loaded by other means."""
+    load_into(model.trimmers, read_tensors(folder / TRIMMERS), str(folder / TRIMMERS))
+    model.threshold.fill_(read_config(folder)["threshold"])
+
+
+def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log: Any = print) -> Bundle:
+    """Open a model folder.
+
+    Args:
+        folder: Written by :func:`save_model`.
+        task_options: Recipe section of the task instead of the stored one (another data set, say).
+        log: Receives messages.
+
+    Raises:
+        UserError: Something is missing, damaged or does not fit.
+    """
+    config = read_config(folder)
+    section = dict(task_options) if task_options is not None else config["task"]
+    task = registry.load("tasks", section["name"]).build(registry.options("tasks", section), log)
+    task.prepare_labels(folder)
+    backbone = build_backbone(config["backbone"], config["num_labels"])
+    load_into(backbone, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    trimmer_config = TrimmerConfig(**config["trimmers"])
+    model = TrimmedModel(backbone, trimmers_for(backbone, trimmer_config))
+    if model.sites:
+        load_trimmers(model, folder)
+    model.eval()
+    if task.num_labels != config["num_labels"]:
+        raise UserError(
+            f"the label vocabulary has {task.num_labels} entries, the model {config['num_labels']}", where=str(folder)
+        )
+    return Bundle(model, task, Processor.load(folder), config)
+
+
+def build_backbone(section: Mapping[str, Any], num_labels: int) -> nn.Module:
+    """A backbone from its recipe section, with random weights."""
+    options = registry.options("backbones", section)
+    return registry.load("backbones", section["name"]).build(options, num_labels)  # type: ignore[no-any-return]
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+

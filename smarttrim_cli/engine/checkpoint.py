@@ -1,0 +1,96 @@
+"""Checkpoints that a run resumes from exactly. A folder has its name only when it is complete."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from smarttrim_cli.data.files import read_json
+from smarttrim_cli.engine.artifact import load_into, read_tensors
+from smarttrim_cli.engine.files import new_folder, write_json
+from smarttrim_cli.engine.runs import Run
+from smarttrim_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from smarttrim_cli.engine.finetune import Trainer
+
+
+def latest(run: Run) -> Path | None:
+    """The newest complete checkpoint of a run."""
+    found = [path for path in run.checkpoints() if (path / "state.json").exists()]
+    return found[-1] if found else None
+
+
+def save_checkpoint(trainer: Trainer) -> None:
+    """Write everything that ``load_checkpoint`` restores; every process writes its own random state."""
+    accelerator = trainer.accelerator
+    path = trainer.run.path / "checkpoints" / f"step-{trainer.progress.step}"
+    states = accelerator.gather(_random_bytes().to(accelerator.device)[None]).cpu()
+    if not accelerator.is_main_process:
+        return
+    with new_folder(path) as folder:
+        weights = {name: value.detach().cpu().contiguous() for name, value in trainer.objective.state_dict().items()}
+        save_file(weights, str(folder / "weights.safetensors"))
+        state = {
+            "optimizer": trainer.optimizer.state_dict(),
+            "scheduler": trainer.scheduler.state_dict(),
+            "random": states,
+            "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+        }
+        torch.save(state, folder / "state.pt")
+        write_json(folder / "state.json", {**asdict(trainer.progress), "total_steps": trainer.total_steps})
+
+
+def load_checkpoint(path: Path, trainer: Trainer) -> dict[str, Any]:
+    """Restore a checkpoint into a trainer; returns its progress.
+
+    Raises:
+        UserError: The checkpoint is damaged, or is of another model or length of training.
+    """
+    progress = dict(read_json(path / "state.json"))
+    total = progress.pop("total_steps")
+    if total != trainer.total_steps:
+        raise UserError(
+            f"the checkpoint is from a run of {total} steps, this one has {trainer.total_steps}",
+            where=str(path),
+            hint="resume with the recipe, batch size and number of processes of the interrupted run",
+        )
+    load_into(trainer.objective, read_tensors(path / "weights.safetensors"), str(path))
+    try:
+        state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.scheduler.load_state_dict(state["scheduler"])
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"the checkpoint is damaged: {error}", where=str(path / "state.pt")) from error
+    if trainer.accelerator.scaler is not None and state["scaler"] is not None:
+        trainer.accelerator.scaler.load_state_dict(state["scaler"])
+    _restore_random(state, trainer.accelerator.process_index)
+    return progress
+
+
+def prune_checkpoints(run: Run, limit: int, best_step: int | None) -> None:
+    """Remove the oldest checkpoints beyond a limit."""
+    for path in run.checkpoints()[:-limit]:
+        if path.name != f"step-{best_step}":
+            shutil.rmtree(path)
+
+
+def _random_bytes() -> torch.Tensor:
+    """States of torch's generators: CPU, then the current GPU if there is one, as bytes (length-prefixed)."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        states.append(torch.cuda.get_rng_state())
+    return torch.cat(states)
+
+
+def _restore_random(state: dict[str, Any], rank: int) -> None:
+    own = state["random"][rank if rank < len(state["random"]) else 0]
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(own[:size])
+    if torch.cuda.is_available() and len(own) > size:
+        torch.cuda.set_rng_state(own[size:])

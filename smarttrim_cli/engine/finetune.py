@@ -1,0 +1,340 @@
+"""Fine-tuning: a recipe becomes a run directory with a trimmed model.
+
+One optimizer step is a masked forward, self-distillation's full forward and one backward (see pruning.objective).
+Runs resume exactly: weights, optimizer, schedule, sampler and random states are in every checkpoint, and the
+curriculum is a function of the step.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+
+from smarttrim_cli.engine.artifact import Bundle, save_model
+from smarttrim_cli.engine.build import build, plan_for
+from smarttrim_cli.engine.checkpoint import latest, load_checkpoint, prune_checkpoints, save_checkpoint
+from smarttrim_cli.engine.files import new_folder
+from smarttrim_cli.engine.inference import batches, predict, to_device
+from smarttrim_cli.engine.optim import make_optimizer, schedule_factor
+from smarttrim_cli.engine.plan import describe_plan
+from smarttrim_cli.engine.report import Reporter, SilentReporter
+from smarttrim_cli.engine.runs import Run
+from smarttrim_cli.engine.sampling import StepSampler
+from smarttrim_cli.engine.scores import collapse_warning, score_summary
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.calibrate import Calibration, calibrate
+from smarttrim_cli.pruning.context import Sampling
+from smarttrim_cli.pruning.objective import Objective, Target, Weights
+from smarttrim_cli.pruning.plan import Plan
+from smarttrim_cli.pruning.schedule import linear_schedule, noise_share, scheduled_targets
+from smarttrim_cli.recipe import Recipe
+
+
+def finetune(
+    recipe: Recipe,
+    *,
+    resume: str | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Train as a recipe says.
+
+    Args:
+        recipe: What to do.
+        resume: ``auto`` (the newest checkpoint of the run, if there is one) or the path of a checkpoint.
+        dry_run: Stop before training and return the plan.
+        overwrite: Replace an earlier run in ``output_dir``.
+        reporter: Receives messages and progress.
+
+    Returns:
+        The plan for a dry run; else the summary: ``run_dir``, ``steps``, ``full``, ``trimmed``, ``speedup``, ...
+
+    Raises:
+        UserError: The recipe asks for something impossible, or ``output_dir`` is taken.
+    """
+    reporter = reporter or SilentReporter()
+    run = Run(Path(recipe.output_dir))
+    if not dry_run:
+        _refuse_taken(run, resume, overwrite)
+    if recipe.train.num_threads:
+        torch.set_num_threads(recipe.train.num_threads)
+    accelerator = Accelerator(
+        mixed_precision=recipe.train.mixed_precision,
+        gradient_accumulation_steps=recipe.train.gradient_accumulation_steps,
+    )
+    set_seed(recipe.seed)
+    bundle = build(recipe, reporter.message)
+    plan = plan_for(recipe, bundle)
+    if dry_run:
+        return describe_plan(recipe, bundle, plan)
+    checkpoint = _checkpoint_to_resume(run, resume)
+    if accelerator.is_main_process:
+        if overwrite and checkpoint is None and run.path.exists():
+            shutil.rmtree(run.path)
+        run.start(recipe)
+    trainer = Trainer(recipe, run, bundle, plan, accelerator, reporter)
+    trainer.train(checkpoint)
+    return trainer.finish()
+
+
+def _refuse_taken(run: Run, resume: str | None, overwrite: bool) -> None:
+    if resume is None and not overwrite and run.path.exists() and any(run.path.iterdir()):
+        raise UserError(
+            "there is a run in this directory already",
+            where=str(run.path),
+            hint="--resume auto continues it, --overwrite replaces it, output_dir=... goes elsewhere",
+        )
+
+
+def _checkpoint_to_resume(run: Run, resume: str | None) -> Path | None:
+    if resume is None:
+        return None
+    if resume == "auto":
+        return latest(run)
+    path = Path(resume)
+    if not (path / "state.json").exists():
+        raise UserError("not a checkpoint: state.json is missing", where=resume, hint="give a checkpoints/step-N folder")
+    return path
+
+
+@dataclass
+class Progress:
+    """Where training is."""
+
+    step: int = 0
+    best_score: float | None = None
+    best_step: int | None = None
+    seconds: float = 0.0
+
+
+class Trainer:
+    """The training loop of one run."""
+
+    def __init__(
+        self, recipe: Recipe, run: Run, bundle: Bundle, plan: Plan, accelerator: Accelerator, reporter: Reporter
+    ) -> None:
+        self.recipe, self.run, self.bundle, self.plan = recipe, run, bundle, plan
+        self.accelerator, self.reporter = accelerator, reporter
+        self.progress = Progress()
+        train = recipe.train
+        self.dataset = bundle.task.dataset(bundle.task.split_name("train"), bundle.processor)
+        self.samples_per_step = (
+            train.per_device_train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
+        )
+        epochs = train.num_train_epochs or 0
+        self.total_steps = train.max_steps or max(round(epochs * len(self.dataset) / self.samples_per_step), 1)  # type: ignore[arg-type]
+        self.objective = Objective(
+            bundle.model, bundle.task.loss, _weights(recipe), bundle.task.auxiliary(bundle.model.backbone)
+        )
+        optimizer = make_optimizer(self.objective, recipe.optimizer)
+        factor = schedule_factor(recipe.optimizer, self.total_steps)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        self.wrapped, self.optimizer = accelerator.prepare(self.objective, optimizer)
+        self.tracker = _tensorboard(recipe, run) if accelerator.is_main_process else None
+
+    # --- the loop ---
+
+    def train(self, checkpoint: Path | None) -> None:
+        """All steps that are still to do."""
+        if checkpoint is not None:
+            self.progress = Progress(**load_checkpoint(checkpoint, self))
+            self.reporter.message(f"resuming at step {self.progress.step} of {self.total_steps} from {checkpoint}")
+        loader = iter(self._loader())
+        started, before = time.perf_counter(), self.progress.seconds
+        sums: dict[str, float] = {}
+        with self.reporter.track(self.total_steps, "training") as tracker:
+            while self.progress.step < self.total_steps:
+                terms = self._step(loader)
+                self.progress.step += 1
+                self.progress.seconds = before + time.perf_counter() - started
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, 0.0) + value
+                if self._due(self.recipe.logging.logging_steps):
+                    tracker.update(self.progress.step, **self._log(sums))
+                    sums = {}
+                self._evaluate_and_save()
+
+    def _loader(self) -> DataLoader[Any]:
+        train, task, processor = self.recipe.train, self.bundle.task, self.bundle.processor
+        micro = train.gradient_accumulation_steps * self.accelerator.num_processes
+        sampler = StepSampler(
+            len(self.dataset),  # type: ignore[arg-type]
+            train.per_device_train_batch_size,
+            self.recipe.seed,
+            self.progress.step * micro,
+            self.total_steps * micro,
+        )
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        own = [batch for number, batch in enumerate(sampler) if number % processes == rank]
+        return DataLoader(
+            self.dataset,
+            batch_sampler=own,  # type: ignore[arg-type]
+            num_workers=train.dataloader_num_workers,
+            collate_fn=lambda items: task.collate(items, processor),
+            generator=torch.Generator(),
+        )
+
+    def _step(self, loader: Any) -> dict[str, float]:
+        self.wrapped.train()
+        terms: dict[str, float] = {}
+        progress = self.progress.step / self.total_steps
+        target = self.target_at(progress)
+        if target is not None:
+            self.bundle.model.set_targets(target.kept)
+        accumulation = self.recipe.train.gradient_accumulation_steps
+        for _ in range(accumulation):
+            batch = to_device(next(loader), self.accelerator.device)
+            with self.accelerator.accumulate(self.wrapped), self.accelerator.autocast():
+                losses = self.wrapped(batch, target, progress)
+                self.accelerator.backward(losses["loss"])
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.recipe.optimizer.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, value in losses.items():
+                terms[name] = terms.get(name, 0.0) + float(value.detach()) / accumulation
+        self.scheduler.step()
+        return terms
+
+    def target_at(self, progress: float) -> Target | None:
+        """What a step aims at; None for plain fine-tuning."""
+        pruning, curriculum = self.recipe.pruning, self.recipe.strategy.curriculum
+        if pruning is None:
+            return None
+        kept = scheduled_targets(self.plan.kept, progress, curriculum.end_ratio, curriculum.enabled)
+        macs = 1.0 / self.plan.speedup
+        if curriculum.enabled:
+            macs = linear_schedule(macs, progress, curriculum.end_ratio)
+        stable = self.recipe.strategy.stable_init.enabled
+        noise = noise_share(progress, curriculum.end_ratio, stable, pruning.gumbel_noise)
+        return Target(kept, macs, Sampling(pruning.temperature, noise))
+
+    # --- logging, evaluation, checkpoints ---
+
+    def _due(self, every: int | None) -> bool:
+        last = self.progress.step == self.total_steps
+        return last if every is None else last or self.progress.step % every == 0
+
+    def _log(self, sums: dict[str, float]) -> dict[str, float]:
+        every = self.recipe.logging.logging_steps
+        steps = self.progress.step % every or every
+        record = {name: value / steps for name, value in sums.items()}
+        target = self.target_at(self.progress.step / self.total_steps)
+        if target is not None:
+            record |= {f"target/{group}": value for group, value in target.kept.items()}
+        record["learning_rate"] = self.scheduler.get_last_lr()[0]
+        if self.accelerator.is_main_process:
+            self.run.log({"step": self.progress.step, "seconds": round(self.progress.seconds, 2), **record})
+            if self.tracker is not None:
+                for name, value in record.items():
+                    self.tracker.add_scalar(name, value, self.progress.step)
+        return record
+
+    def _evaluate_and_save(self) -> None:
+        """Evaluation and checkpoint by steps; after the last step ``finish`` does both."""
+        last = self.progress.step == self.total_steps
+        if self.recipe.train.eval_steps and self._due(self.recipe.train.eval_steps) and not last:
+            self._evaluate()
+        if self.recipe.train.save_steps and self._due(self.recipe.train.save_steps):
+            save_checkpoint(self)
+            prune_checkpoints(self.run, self.recipe.train.save_total_limit, self.progress.best_step)
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Score the model on the evaluation split, in ``masked`` mode, and keep the best one."""
+        task, model = self.bundle.task, self.bundle.model
+        model.eval()
+        settings = self.recipe.evaluate
+        mode = "masked" if model.sites else "full"
+        loader = batches(self.bundle, task.split_name("eval"), settings.batch_size, settings.max_instances)
+        result = predict(self.bundle, loader, (mode,), self.reporter, "evaluating")[mode]
+        scores = score_summary(task, result)
+        warning = collapse_warning(result.records)
+        if warning:
+            self.reporter.warn(f"step {self.progress.step}: {warning}")
+        record = {"step": self.progress.step, "eval": scores} | ({"warning": warning} if warning else {})
+        if self.accelerator.is_main_process:
+            self.run.log(record)
+        self.reporter.message(f"step {self.progress.step}: {task.metric} {scores[task.metric]:.4f}")
+        self._keep_best(scores[task.metric])
+        return scores
+
+    def _keep_best(self, score: float) -> None:
+        """Models are only comparable once the full target holds."""
+        end = self.recipe.strategy.curriculum
+        at_target = not self.bundle.model.sites or not end.enabled
+        if not at_target and self.progress.step / self.total_steps < end.end_ratio:
+            return
+        if self.progress.best_score is None or score > self.progress.best_score:
+            self.progress.best_score, self.progress.best_step = score, self.progress.step
+            self._save(self.run.path / "best")
+
+    def _save(self, path: Path) -> None:
+        if self.accelerator.is_main_process:
+            with new_folder(path) as folder:
+                save_model(folder, self.bundle)
+
+    def finish(self) -> dict[str, Any]:
+        """Calibrate the budget, save the model, score it on the evaluation split."""
+        self.bundle.model.eval()
+        result: dict[str, Any] = {"run_dir": str(self.run.path), "steps": self.total_steps}
+        result["train_seconds"] = round(self.progress.seconds, 1)
+        calibration = self._calibrate()
+        if calibration is not None:
+            result["calibration"] = vars(calibration)
+        scores = self._evaluate()
+        self._save(self.run.model)
+        result["eval"] = {"split": self.bundle.task.split_name("eval"), **scores}
+        if self.accelerator.is_main_process:
+            self.run.merge_summary(result)
+        return result
+
+    def _calibrate(self) -> Calibration | None:
+        pruning = self.recipe.pruning
+        if pruning is None or pruning.calibrate is None or not self.bundle.model.sites:
+            return None
+        settings = pruning.calibrate
+        split = self.bundle.task.split_name(settings.split)
+        device = self.accelerator.device
+        loader = batches(self.bundle, split, self.recipe.evaluate.batch_size, settings.max_instances)
+        result = calibrate(
+            self.bundle.model,
+            [to_device(batch, device) for batch in loader],
+            self.plan.speedup,
+            settings.tolerance,
+        )
+        text = f"calibrated: threshold {result.threshold:+.3f}, {result.speedup:.3f}x fewer MACs on split {split}"
+        self.reporter.message(text)
+        if not result.reached:
+            self.reporter.warn(f"the budget of {result.target:.2f}x was not met exactly: {result.speedup:.3f}x")
+        return result
+
+
+def _weights(recipe: Recipe) -> Weights:
+    distillation, cost = recipe.strategy.self_distillation, recipe.strategy.cost_loss
+    return Weights(
+        distillation=distillation.weight if distillation.enabled else 0.0,
+        distillation_temperature=distillation.temperature,
+        cost=cost.weight,
+        cost_on=cost.on,
+    )
+
+
+def _tensorboard(recipe: Recipe, run: Run) -> Any:
+    if "tensorboard" not in recipe.logging.report_to:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "tensorboard is not installed", where="logging.report_to", hint="pip install 'smarttrim-cli[track]'"
+        ) from error
+    return SummaryWriter(str(run.path / "tensorboard"))

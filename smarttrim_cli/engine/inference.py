@@ -1,0 +1,107 @@
+"""Running a model over a split: batches in order, predictions, decisions and costs per instance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from smarttrim_cli.engine.artifact import Bundle
+from smarttrim_cli.engine.report import Reporter
+from smarttrim_cli.pruning.cost import instance_macs, macs_by_part, measured_counts
+from smarttrim_cli.pruning.model import TrimmedModel
+from smarttrim_cli.pruning.objective import kept_fractions, sites_heads
+from smarttrim_cli.pruning.sites import TOKEN, Site
+from smarttrim_cli.tasks.base import Batch, Record
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Device of the model's parameters."""
+    return next(model.parameters()).device
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch on another device."""
+    if device.type == "cpu":
+        return batch
+    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
+    targets = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.targets.items()}
+    return Batch(inputs, batch.instance_ids.to(device), targets, batch.samples)
+
+
+def batches(
+    bundle: Bundle, split: str, batch_size: int, limit: int | None = None, workers: int = 0
+) -> DataLoader[Batch]:
+    """Batches of a split, in order. Uses no global random state."""
+    dataset = bundle.task.dataset(split, bundle.processor, limit=limit)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=lambda items: bundle.task.collate(items, bundle.processor),
+        generator=torch.Generator(),
+    )
+
+
+@dataclass
+class Predictions:
+    """Results of one model over a split; lists have one entry per instance.
+
+    Attributes:
+        records: Predictions with scores.
+        macs: MACs of every instance as run.
+        full_macs: MACs the full model would have cost it.
+        parts: MACs per part, summed over instances.
+        kept: Kept fraction per group.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    macs: list[float] = field(default_factory=list)
+    full_macs: list[float] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, list[float]] = field(default_factory=dict)
+    skipped: int = 0
+
+
+@torch.no_grad()
+def predict(
+    bundle: Bundle, loader: DataLoader[Batch], modes: tuple[str, ...], reporter: Reporter, label: str
+) -> dict[str, Predictions]:
+    """Run one or more modes over the same batches; the model should be in evaluation mode."""
+    model, device = bundle.model, device_of(bundle.model)
+    results = {mode: Predictions() for mode in modes}
+    expected = len(loader.dataset)  # type: ignore[arg-type]
+    with reporter.track(len(loader), label) as tracker:
+        for number, batch in enumerate(loader, 1):
+            batch = to_device(batch, device)
+            for mode in modes:
+                forward = model(batch.inputs, mode, instance_ids=batch.instance_ids)
+                results[mode].records += bundle.task.predict(forward.output, batch)
+                if mode != "full":
+                    add_costs(results[mode], model, forward.decisions)
+            tracker.update(number)
+    for result in results.values():
+        result.skipped = expected - len(result.records)
+    return results
+
+
+def add_costs(result: Predictions, model: TrimmedModel, decisions: Any) -> None:
+    """Add the costs and kept fractions of a batch."""
+    trimmed_B, full_B = instance_macs(model, decisions)
+    result.macs += trimmed_B.tolist()
+    result.full_macs += full_B.tolist()
+    counts = {name: value.double() for name, value in measured_counts(decisions).items()}
+    for part, macs in macs_by_part(model.architecture, counts, model.sites).items():
+        total = float(macs.sum()) if isinstance(macs, torch.Tensor) else macs * len(trimmed_B)
+        result.parts[part] = result.parts.get(part, 0.0) + total
+    heads = {name: sites_heads(model, Site.parse(name)) for name in model.sites if Site.parse(name).kind != TOKEN}
+    for group, fraction_B in kept_fractions(decisions, model.groups, heads).items():
+        result.kept.setdefault(group, []).extend(fraction_B.tolist())
+
+
+def instances(bundle: Bundle, split: str, limit: int) -> Iterator[Batch]:
+    """Single instances of a split, unpadded."""
+    yield from batches(bundle, split, 1, limit)

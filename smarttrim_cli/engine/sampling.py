@@ -1,0 +1,44 @@
+"""Batches of a training run as a function of seed and step, so that a resumed run sees exactly the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Sampler
+
+
+@dataclass
+class StepSampler(Sampler[list[int]]):
+    """Yields the indices of every batch from a given one on; each epoch is a permutation of its own.
+
+    Attributes:
+        size: Number of samples in the data set.
+        batch_size: Samples per batch.
+        seed: Seed of the permutations.
+        first: Number of the first batch to yield.
+        last: Number of the batch after the last one.
+    """
+
+    size: int
+    batch_size: int
+    seed: int
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        """Number of batches still to come."""
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Batches ``first`` to ``last - 1``; one may span two epochs."""
+        epoch, order = -1, torch.empty(0, dtype=torch.long)
+        for number in range(self.first, self.last):
+            batch = []
+            for place in range(number * self.batch_size, (number + 1) * self.batch_size):
+                if place // self.size != epoch:
+                    epoch = place // self.size
+                    order = torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed + epoch))
+                batch.append(int(order[place % self.size]))
+            yield batch

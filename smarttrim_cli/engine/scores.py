@@ -1,0 +1,73 @@
+"""Summaries of predictions: scores with standard errors, per type, paired differences, collapse."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from smarttrim_cli.engine.inference import Predictions
+from smarttrim_cli.metrics.stats import mean_with_error, paired_difference
+from smarttrim_cli.tasks.base import Record, Task
+
+_COLLAPSED = 0.95
+
+
+def score_summary(task: Task, result: Predictions) -> dict[str, Any]:
+    """Score, standard error, count and scores by type of one model over a split; costs where there are any."""
+    summary = score_records(task.metric, result.records)
+    if result.macs:
+        count = len(result.macs)
+        summary["gmacs"] = sum(result.macs) / count / 1e9
+        summary["gmacs_by_part"] = {part: macs / count / 1e9 for part, macs in result.parts.items()}
+    if result.kept:
+        summary["kept"] = {group: sum(values) / len(values) for group, values in result.kept.items()}
+    if result.skipped:
+        summary["skipped"] = result.skipped
+    return summary
+
+
+def score_records(metric: str, records: list[Record]) -> dict[str, Any]:
+    """Score of predictions with its standard error and count, overall and by type; empty without references."""
+    scored = [record for record in records if record["score"] is not None]
+    if not scored:
+        return {"count": len(records)}
+    overall = mean_with_error([record["score"] for record in scored])
+    summary: dict[str, Any] = {metric: overall.mean, f"{metric}_se": overall.standard_error, "count": overall.count}
+    types: dict[str, list[float]] = {}
+    for record in scored:
+        types.setdefault(record["type"], []).append(record["score"])
+    if len(types) > 1:
+        estimates = {name: mean_with_error(values) for name, values in sorted(types.items())}
+        summary[f"{metric}_by_type"] = {
+            name: {metric: value.mean, "se": value.standard_error, "count": value.count}
+            for name, value in estimates.items()
+        }
+    return summary
+
+
+def paired(first: list[Record], second: list[Record]) -> dict[str, float]:
+    """Difference of scores, first minus second, on the same instances, with a 95 % interval."""
+    pairs = [
+        (one["score"], two["score"]) for one, two in zip(first, second, strict=True) if one["score"] is not None
+    ]
+    if len(pairs) < 2:
+        return {}
+    result = paired_difference([one for one, _ in pairs], [two for _, two in pairs])
+    return {"mean": result.mean, "se": result.standard_error, "low": result.low, "high": result.high}
+
+
+def collapse_warning(records: list[Record]) -> str | None:
+    """A warning if nearly all predictions are the same although the references differ."""
+    answers = Counter(record["prediction"] for record in records)
+    references = Counter(record["reference"] for record in records if record["reference"] is not None)
+    if len(records) < 20 or len(references) < 2:
+        return None
+    answer, number = answers.most_common(1)[0]
+    usual = references.most_common(1)[0][1] / sum(references.values())
+    share = number / len(records)
+    if share < _COLLAPSED or share <= usual + 0.02:
+        return None
+    return (
+        f"the trimmed model has collapsed: {share:.0%} of its predictions are {answer!r}; "
+        "lower the trimmers' learning rate, or check that stable_init and curriculum are enabled"
+    )

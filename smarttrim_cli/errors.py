@@ -1,0 +1,53 @@
+"""Exceptions that the command line turns into messages and exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class SmartTrimError(Exception):
+    """Base of all errors this package raises on purpose.
+
+    Args:
+        message: What is wrong.
+        where: The place: file and line, recipe key, sample id.
+        hint: What the user can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """One readable text: place, problem, remedy."""
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text}\n  {self.hint}" if self.hint else text
+
+
+class UserError(SmartTrimError):
+    """The user's mistake (recipe, files, arguments): exit code 2."""
+
+    exit_code = 2
+
+
+class CheckFailed(SmartTrimError):
+    """A check that the user asked for (``--require``) did not hold: exit code 1."""
+
+    exit_code = 1
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """While writing ``path``: an OSError that does not name its file (a full disk) gets the name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise

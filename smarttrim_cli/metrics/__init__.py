@@ -1,0 +1,1 @@
+"""Scores of predictions, and the statistics that say how sure they are."""

@@ -1,0 +1,64 @@
+"""How sure a measured mean or difference is: standard errors and intervals over instances."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+NORMAL_QUANTILE_975 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``count`` instances with its standard error (nan for a single instance)."""
+
+    mean: float
+    standard_error: float
+    count: int
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of (first - second) over the same instances, with a 95 % interval."""
+
+    mean: float
+    standard_error: float
+    low: float
+    high: float
+    count: int
+
+
+def mean_with_error(values: ArrayLike) -> Estimate:
+    """Mean of per-instance values (N,) and its standard error s / sqrt(N), s with N - 1 degrees of freedom.
+
+    Raises:
+        ValueError: There is no value.
+    """
+    values_N = np.asarray(values, dtype=np.float64)
+    if values_N.ndim != 1 or values_N.size == 0:
+        raise ValueError(f"expected a list of at least one value, found shape {values_N.shape}")
+    count = values_N.size
+    error = float(values_N.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    return Estimate(float(values_N.mean()), error, count)
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
+    """How much higher ``first`` is than ``second``, instance by instance; both (N,), in the same order.
+
+    The interval is mean +- 1.96 standard errors of the per-instance differences (normal approximation). It is
+    narrower than that of two unpaired means when both models find the same instances hard.
+
+    Raises:
+        ValueError: The two do not have the same length, or are empty.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"paired values need the same length, found {len(first)} and {len(second)}")
+    estimate = mean_with_error(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64))
+    half = NORMAL_QUANTILE_975 * estimate.standard_error
+    return PairedDifference(
+        estimate.mean, estimate.standard_error, estimate.mean - half, estimate.mean + half, estimate.count
+    )

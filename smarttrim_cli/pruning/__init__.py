@@ -1,0 +1,1 @@
+"""Adaptive trimming of a host model: sites, decisions, the three modes, objective, costs, storage."""

@@ -1,0 +1,80 @@
+"""Shift the decision threshold so that measured MACs meet a budget, on a split of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from smarttrim_cli.pruning.cost import instance_macs
+from smarttrim_cli.pruning.model import TrimmedModel
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Result of a calibration.
+
+    Attributes:
+        threshold: Decision threshold, a logit.
+        speedup: MACs of the full model over those of the trimmed one, on the calibration instances.
+        target: The speed-up asked for.
+        reached: Whether the tolerance was met.
+    """
+
+    threshold: float
+    speedup: float
+    target: float
+    reached: bool
+
+
+@torch.no_grad()
+def measured_speedup(model: TrimmedModel, batches: Iterable[Any]) -> float:
+    """Mean MACs of the full model over mean MACs of the trimmed one, at the current threshold.
+
+    Decisions are taken in ``masked`` mode, which is the faster one for a batch of small models; they are the same.
+    """
+    trimmed, full = 0.0, 0.0
+    for batch in batches:
+        forward = model(batch.inputs, "masked", instance_ids=batch.instance_ids)
+        trimmed_B, full_B = instance_macs(model, forward.decisions)
+        trimmed += float(trimmed_B.sum())
+        full += float(full_B.sum())
+    return full / trimmed
+
+
+def calibrate(
+    model: TrimmedModel, batches: list[Any], target: float, tolerance: float = 0.005, rounds: int = 24
+) -> Calibration:
+    """Find the threshold at which the measured speed-up is the target, by bisection, and set it.
+
+    Args:
+        model: In evaluation mode.
+        batches: Instances of the calibration split.
+        target: MACs of the full over MACs of the trimmed model, > 1.
+        tolerance: Relative distance that is good enough. The search aims at the side at or above the target.
+        rounds: At most so many measurements after the bracket is found.
+    """
+    low, high = -1.0, 1.0
+    while low > -64 and _at(model, batches, low) > target:
+        low *= 2
+    while high < 64 and _at(model, batches, high) < target:
+        high *= 2
+    best, speedup = high, _at(model, batches, high)
+    for _ in range(rounds):
+        if 0 <= speedup / target - 1 <= tolerance:
+            break
+        middle = (low + high) / 2
+        at_middle = _at(model, batches, middle)
+        if at_middle < target:
+            low = middle
+        else:
+            high, best, speedup = middle, middle, at_middle
+    model.threshold.fill_(best)
+    return Calibration(best, speedup, target, abs(speedup / target - 1) <= tolerance)
+
+
+def _at(model: TrimmedModel, batches: list[Any], threshold: float) -> float:
+    with model.at_threshold(threshold):
+        return measured_speedup(model, batches)

@@ -1,0 +1,156 @@
+"""A backbone with trimmers: the same weights in the modes ``full``, ``masked`` and ``packed``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smarttrim_cli.pruning.context import ForwardContext, Sampling, running
+from smarttrim_cli.pruning.decisions import Decisions
+from smarttrim_cli.pruning.inject import attach_attention
+from smarttrim_cli.pruning.sites import TOKEN, Architecture, Site
+from smarttrim_cli.trimmers.base import SiteInfo, Trimmer
+
+MODES = ("full", "masked", "packed")
+Build = Callable[[SiteInfo], Trimmer]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Result of a forward pass: the backbone's output and the context it ran under (None in mode ``full``)."""
+
+    output: Any
+    context: ForwardContext | None
+
+    @cached_property
+    def decisions(self) -> Decisions:
+        """What was kept where; laid out when first asked for."""
+        if self.context is None:
+            raise ValueError("mode 'full' takes no decisions")
+        return self.context.decisions()
+
+
+def site_info(architecture: Architecture, site: Site) -> SiteInfo:
+    """Widths and depths that a trimmer at a site needs."""
+    spec = architecture.layer(site.stream, site.layer)
+    attention = spec.self_attention if site.kind == "self_head" else spec.cross_attention
+    heads = 0 if site.kind == TOKEN or attention is None else attention.heads
+    return SiteInfo(site.name, site.layer, architecture.depth(site.stream), spec.width, spec.guide_width, heads)
+
+
+def build_trimmers(
+    architecture: Architecture, groups: list[str], token: Build | None, head: Build | None
+) -> dict[str, Trimmer]:
+    """A trimmer for every site of the named groups."""
+    trimmers = {}
+    for site in architecture.sites(groups):
+        build = token if site.kind == TOKEN else head
+        if build is not None:
+            trimmers[site.name] = build(site_info(architecture, site))
+    return trimmers
+
+
+class TrimmedModel(nn.Module):
+    """A backbone with trimmers attached in place.
+
+    Args:
+        backbone: The host; must have ``architecture() -> Architecture`` and call ``enter``/``trim``/``leave``.
+        trimmers: Site name to trimmer.
+
+    The module tree is ``backbone.*`` (the host's own names) and ``trimmers.*``.
+    """
+
+    threshold: Tensor
+
+    def __init__(self, backbone: nn.Module, trimmers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.architecture: Architecture = backbone.architecture()
+        attach_attention(backbone, self.architecture)
+        self.trimmers = nn.ModuleDict({_key(name): module for name, module in trimmers.items()})
+        self.register_buffer("threshold", torch.zeros(()))
+
+    @property
+    def sites(self) -> dict[str, nn.Module]:
+        """Site name to trimmer."""
+        return {_name(key): module for key, module in self.trimmers.items()}
+
+    @property
+    def groups(self) -> list[str]:
+        """Groups that have trimmers, in order of appearance."""
+        return list(dict.fromkeys(Site.parse(name).group for name in self.sites))
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        mode: str = "packed",
+        *,
+        sampling: Sampling | None = None,
+        replay: Decisions | None = None,
+        instance_ids: Tensor | None = None,
+        log_scores: bool = False,
+    ) -> Forward:
+        """Run the backbone in one of the three modes.
+
+        Args:
+            inputs: Keyword arguments of the backbone's forward.
+            mode: ``full`` (the host as it is), ``masked`` or ``packed``.
+            sampling: Straight-through sampling, for training in ``masked`` mode.
+            replay: Decisions to repeat.
+            instance_ids: (B,) integers; only the random baselines look at them.
+            log_scores: Keep scores in the decisions.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
+        if mode == "full":
+            return Forward(self.backbone(**inputs), None)
+        if sampling is not None:
+            some = next(iter(inputs.values()))
+            instance_ids = torch.randint(0, 1 << 30, (some.shape[0],), device=some.device)
+        context = ForwardContext(
+            mode=mode,
+            architecture=self.architecture,
+            trimmers=self.sites,
+            threshold=float(self.threshold),
+            sampling=sampling,
+            replay=replay,
+            instance_ids_B=instance_ids,
+            log_scores=log_scores,
+        )
+        with running(context):
+            output = self.backbone(**inputs)
+        return Forward(output, context)
+
+    def start_keeping(self, keep_logit: float) -> None:
+        """Stable initialisation of every trimmer."""
+        for trimmer in self.trimmers.values():
+            trimmer.start_keeping(keep_logit)
+
+    def set_targets(self, kept: Mapping[str, float]) -> None:
+        """Tell schedule-following trimmers the target kept fraction of their group."""
+        for name, trimmer in self.sites.items():
+            trimmer.set_target(kept[Site.parse(name).group])
+
+    @contextmanager
+    def at_threshold(self, threshold: float) -> Iterator[None]:
+        """Another decision threshold for a while."""
+        before = self.threshold.clone()
+        self.threshold.fill_(threshold)
+        try:
+            yield
+        finally:
+            self.threshold.copy_(before)
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "-")
+
+
+def _name(key: str) -> str:
+    return key.replace("-", ".")

@@ -1,0 +1,191 @@
+"""The training objective, Eq. 9-12, each formula a function; and the module that computes it in one forward.
+
+Groups are per modality and kind: ``token.vision``, ``token.text``, ``head.*``, ``cross_head.*``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smarttrim_cli.pruning.context import Sampling
+from smarttrim_cli.pruning.cost import full_counts, measured_counts, total_macs
+from smarttrim_cli.pruning.decisions import Decisions
+from smarttrim_cli.pruning.model import TrimmedModel
+from smarttrim_cli.pruning.sites import TOKEN, Site
+
+
+def kept_fractions(decisions: Decisions, groups: list[str], heads: Mapping[str, int]) -> dict[str, Tensor]:
+    """beta_p of Eq. 9: mean kept fraction over the layers of every group, one value per instance.
+
+    Tokens are counted against those that may be dropped: real ones, without the CLS.
+
+    Args:
+        decisions: Of a forward pass.
+        groups: Groups to report.
+        heads: Number of heads per head site.
+
+    Returns:
+        Group to (B,), differentiable in ``masked`` mode.
+    """
+    fractions: dict[str, list[Tensor]] = {group: [] for group in groups}
+    for name, count_B in decisions.counts.items():
+        site = Site.parse(name)
+        if site.group not in fractions:
+            continue
+        if site.kind == TOKEN:
+            removable_B = decisions.removable_B(site.stream).clamp(min=1)
+            fractions[site.group].append((count_B - 1) / removable_B)
+        else:
+            fractions[site.group].append(count_B / heads[name])
+    return {group: torch.stack(values).mean(0) for group, values in fractions.items()}
+
+
+def cost_loss(kept: Mapping[str, Tensor], target: Mapping[str, float]) -> Tensor:
+    """L_cost = mean over groups of (beta_p - gamma_p)^2, Eq. 9-10.
+
+    Args:
+        kept: beta_p, group to scalar (mean over layers and batch).
+        target: gamma_p, target kept fraction per group.
+    """
+    return torch.stack([(kept[group] - target[group]) ** 2 for group in kept]).mean()
+
+
+def macs_loss(ratio: Tensor, target: float) -> Tensor:
+    """Cost loss on the MACs themselves: (trimmed / full - target)^2, a variant of ours."""
+    return (ratio - target) ** 2
+
+
+def distillation_loss(trimmed: Tensor, full: Tensor, temperature: float = 1.0) -> Tensor:
+    """D_KL(f(x, P) || f(x, 0)) of Eq. 11, mean over instances.
+
+    The full model's logits are a fixed reference here: it learns from its own task loss (the first term of Eq. 11).
+
+    Args:
+        trimmed: Logits of the trimmed model, (B, C).
+        full: Logits of the full model, (B, C).
+        temperature: Softens both.
+    """
+    log_p = F.log_softmax(trimmed.float() / temperature, -1)
+    log_q = F.log_softmax(full.detach().float() / temperature, -1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
+def total_loss(
+    task: Tensor, distillation: Tensor, cost: Tensor, distillation_weight: float, cost_weight: float
+) -> Tensor:
+    """L = L_task + lambda_SD L_SD + lambda_cost L_cost, Eq. 12."""
+    return task + distillation_weight * distillation + cost_weight * cost
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Settings of the objective.
+
+    Attributes:
+        distillation: lambda_SD; 0 switches self-distillation off.
+        distillation_temperature: Temperature of both distributions.
+        cost: lambda_cost.
+        cost_on: ``kept_fraction`` (the paper) or ``macs``.
+    """
+
+    distillation: float = 1.0
+    distillation_temperature: float = 1.0
+    cost: float = 20.0
+    cost_on: str = "kept_fraction"
+
+
+@dataclass(frozen=True)
+class Target:
+    """The target of one step, after the curriculum.
+
+    Attributes:
+        kept: gamma_p per group.
+        macs: Trimmed over full MACs, for a cost loss on MACs.
+        sampling: Temperature and share of noise.
+    """
+
+    kept: Mapping[str, float]
+    macs: float
+    sampling: Sampling
+
+
+class Objective(nn.Module):
+    """Model and loss as one module, so that a distributed wrapper sees a single forward.
+
+    Args:
+        model: The model with trimmers; without any, the plain task loss is computed.
+        task_loss: Maps logits and batch to a scalar.
+        weights: Weights of the terms.
+        auxiliary: Further loss for training from scratch; gets the batch and the progress in [0, 1].
+    """
+
+    def __init__(
+        self,
+        model: TrimmedModel,
+        task_loss: Callable[[Tensor, Any], Tensor],
+        weights: Weights,
+        auxiliary: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.task_loss = task_loss
+        self.weights = weights
+        self.auxiliary = auxiliary
+        self.heads = {
+            name: sites_heads(model, Site.parse(name)) for name in model.sites if Site.parse(name).kind != TOKEN
+        }
+
+    def forward(self, batch: Any, target: Target | None, progress: float) -> dict[str, Tensor]:
+        """Losses of a batch: ``loss`` (to minimise) and its terms, and ``kept/<group>``."""
+        if self.auxiliary is not None:
+            return self.auxiliary(batch, progress)  # type: ignore[no-any-return]
+        if target is None:
+            loss = self.task_loss(self.model(batch.inputs, "full").output, batch)
+            return {"loss": loss, "task": loss.detach()}
+        forward = self.model(batch.inputs, "masked", sampling=target.sampling)
+        task = self.task_loss(forward.output, batch)
+        kept = kept_fractions(forward.decisions, self.model.groups, self.heads)
+        kept = {group: value_B.mean() for group, value_B in kept.items()}
+        cost = self._cost(forward.decisions, kept, target)
+        distillation = self._distillation(forward.output, batch)
+        w = self.weights
+        loss = total_loss(task, distillation, cost, w.distillation, w.cost)
+        terms = {"task": task, "distillation": distillation, "cost": cost}
+        log = terms | {f"kept/{group}": value for group, value in kept.items()}
+        return {"loss": loss, **{name: value.detach() for name, value in log.items()}}
+
+    def _cost(self, decisions: Decisions, kept: Mapping[str, Tensor], target: Target) -> Tensor:
+        if self.weights.cost_on == "macs":
+            return macs_loss(macs_ratio(self.model, decisions), target.macs)
+        return cost_loss(kept, target.kept)
+
+    def _distillation(self, trimmed: Tensor, batch: Any) -> Tensor:
+        if self.weights.distillation == 0:
+            return trimmed.new_zeros(())
+        full = self.model(batch.inputs, "full").output
+        return self.task_loss(full, batch) + distillation_loss(
+            trimmed, full, self.weights.distillation_temperature
+        )
+
+
+def macs_ratio(model: TrimmedModel, decisions: Decisions) -> Tensor:
+    """Trimmed over full MACs of a batch, differentiable; trimmers included."""
+    counts = measured_counts(decisions)
+    tokens = {stream: counts[f"{stream}.in"].float() for stream in decisions.valid}
+    full = total_macs(model.architecture, full_counts(model.architecture, tokens))
+    trimmed = total_macs(model.architecture, {k: v.float() for k, v in counts.items()}, model.sites)
+    return trimmed.mean() / full.mean()
+
+
+def sites_heads(model: TrimmedModel, site: Site) -> int:
+    """Number of heads at a head site."""
+    spec = model.architecture.layer(site.stream, site.layer)
+    attention = spec.self_attention if site.kind == "self_head" else spec.cross_attention
+    assert attention is not None
+    return attention.heads

@@ -1,0 +1,113 @@
+"""From what a recipe asks for to kept fractions per group, before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.cost import full_counts, macs_by_part, planned_counts, total_macs
+from smarttrim_cli.pruning.sites import Architecture
+
+PROPORTIONS = {
+    "token.vision": 1.0,
+    "token.text": 0.4,
+    "head.vision": 0.6,
+    "head.text": 0.6,
+    "cross_head.vision": 0.6,
+    "cross_head.text": 0.6,
+}
+"""Relative sparsities when only a speed-up is given: image tokens are the most redundant, text tokens the least."""
+
+_MOST = 0.95
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run aims at.
+
+    Attributes:
+        kept: Target kept fraction per group with trimmers (gamma_p).
+        full_macs: Predicted MACs of the full model, by part.
+        trimmed_macs: Predicted MACs of the trimmed model, by part, trimmers included.
+        tokens: Tokens per stream that the prediction is for.
+    """
+
+    kept: dict[str, float]
+    full_macs: dict[str, float]
+    trimmed_macs: dict[str, float]
+    tokens: dict[str, float]
+
+    @property
+    def speedup(self) -> float:
+        """Predicted MACs reduction."""
+        return sum(self.full_macs.values()) / sum(self.trimmed_macs.values())
+
+
+def make_plan(
+    architecture: Architecture,
+    trimmers: Mapping[str, nn.Module],
+    groups: list[str],
+    tokens: Mapping[str, float],
+    sparsity: Mapping[str, float] | None,
+    speedup: float | None,
+) -> Plan:
+    """Kept fractions for a recipe.
+
+    Args:
+        architecture: Of the backbone.
+        trimmers: Site name to trimmer, for their own cost.
+        groups: Groups that have trimmers.
+        tokens: Tokens per stream of a typical instance.
+        sparsity: Fraction removed per group; with ``speedup``, the proportions.
+        speedup: MACs reduction to solve for; None takes ``sparsity`` as it is.
+
+    Raises:
+        UserError: No sparsity reaches the speed-up.
+    """
+    proportions = {group: (sparsity or PROPORTIONS)[group] for group in groups}
+    if speedup is None:
+        kept = {group: 1.0 - removed for group, removed in proportions.items()}
+    else:
+        kept = solve(architecture, trimmers, proportions, tokens, speedup)
+    return Plan(
+        kept,
+        macs_by_part(architecture, full_counts(architecture, tokens)),
+        macs_by_part(architecture, planned_counts(architecture, tokens, kept), trimmers),
+        dict(tokens),
+    )
+
+
+def solve(
+    architecture: Architecture,
+    trimmers: Mapping[str, nn.Module],
+    proportions: Mapping[str, float],
+    tokens: Mapping[str, float],
+    speedup: float,
+) -> dict[str, float]:
+    """Scale proportional sparsities until the predicted MACs reduction is ``speedup``, by bisection."""
+    largest = max(proportions.values(), default=0.0)
+    if largest <= 0:
+        raise UserError("every sparsity is 0, so no speed-up can be reached", where="pruning.target_sparsity")
+
+    def kept_at(scale: float) -> dict[str, float]:
+        return {group: 1.0 - min(scale * share / largest, _MOST) for group, share in proportions.items()}
+
+    full = total_macs(architecture, full_counts(architecture, tokens))
+
+    def reached(scale: float) -> float:
+        counts = planned_counts(architecture, tokens, kept_at(scale))
+        return float(full / total_macs(architecture, counts, trimmers))
+
+    low, high = 0.0, _MOST * largest / min(share for share in proportions.values() if share > 0)
+    if reached(high) < speedup:
+        raise UserError(
+            f"a speed-up of {speedup}x cannot be reached: {reached(high):.2f}x when {_MOST:.0%} is removed everywhere",
+            where="pruning.target_speedup",
+        )
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reached(middle) < speedup else (low, middle)
+    return kept_at(high)

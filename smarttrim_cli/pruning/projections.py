@@ -1,0 +1,113 @@
+"""How to read the projections of the host libraries' attention modules, whole or for some heads only.
+
+One adapter per style of host code: timm's fused ``qkv`` and the BERT family's ``self``/``output`` pair.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smarttrim_cli.errors import UserError
+
+
+def _rows(weight: Tensor, heads: Tensor, head_dim: int) -> Tensor:
+    """Rows of a (H*E, D) weight or (H*E,) bias that belong to some heads."""
+    return weight.unflatten(0, (-1, head_dim)).index_select(0, heads).flatten(0, 1)
+
+
+def _columns(weight: Tensor, heads: Tensor, head_dim: int) -> Tensor:
+    """Columns of a (D, H*E) weight that belong to some heads."""
+    return weight.unflatten(1, (-1, head_dim)).index_select(1, heads).flatten(1, 2)
+
+
+def _linear_rows(x: Tensor, linear: nn.Linear, heads: Tensor | None, head_dim: int) -> Tensor:
+    if heads is None:
+        return linear(x)  # type: ignore[no-any-return]
+    bias = None if linear.bias is None else _rows(linear.bias, heads, head_dim)
+    return F.linear(x, _rows(linear.weight, heads, head_dim), bias)
+
+
+def _merge(context: Tensor, linear: nn.Linear, heads: Tensor | None, head_dim: int) -> Tensor:
+    flat = context.flatten(-2)
+    return linear(flat) if heads is None else F.linear(flat, _columns(linear.weight, heads, head_dim), linear.bias)
+
+
+def _bias_only(query: Tensor, linear: nn.Linear) -> Tensor:
+    if linear.bias is None:
+        return query.new_zeros(*query.shape[:-1], linear.out_features)
+    return linear.bias.to(query.dtype).expand(*query.shape[:-1], -1)
+
+
+class TimmProjections:
+    """``timm.layers.Attention``: one fused ``qkv``, optional norms of queries and keys, ``proj``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.num_heads, self.head_dim, self.scale = module.num_heads, module.head_dim, module.scale
+        self.dropout = module.attn_drop.p
+
+    @staticmethod
+    def check(module: nn.Module, path: str) -> None:
+        """Refuse variants whose forward does more than this adapter repeats."""
+        gated = getattr(module, "gate", None) is not None
+        normed = not isinstance(getattr(module, "norm", nn.Identity()), nn.Identity)
+        if gated or normed or not hasattr(module, "qkv"):
+            raise UserError(
+                f"attention {type(module).__name__} with gates, output norms or split projections is not supported",
+                where=path,
+                hint="choose a timm ViT built on timm.layers.Attention",
+            )
+
+    def project(self, query: Tensor, memory: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        m, dim = self.module, self.head_dim
+        if heads is None:
+            q, k, v = m.qkv(query).unflatten(-1, (3, -1, dim)).unbind(-3)
+        else:
+            weight = m.qkv.weight.unflatten(0, (3, -1, dim)).index_select(1, heads).flatten(0, 2)
+            bias = m.qkv.bias
+            if bias is not None:
+                bias = bias.unflatten(0, (3, -1, dim)).index_select(1, heads).flatten()
+            q, k, v = F.linear(query, weight, bias).unflatten(-1, (3, -1, dim)).unbind(-3)
+        return m.q_norm(q), m.k_norm(k), v
+
+    def merge(self, context: Tensor, heads: Tensor | None) -> Tensor:
+        return _merge(context, self.module.proj, heads, self.head_dim)
+
+    def empty(self, query: Tensor) -> Tensor:
+        return _bias_only(query, self.module.proj)
+
+
+class BertProjections:
+    """The BERT family: ``self.query/key/value`` and the sibling ``output.dense``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        inner = module.self
+        self.module, self.inner = module, inner
+        self.num_heads, self.head_dim = inner.num_attention_heads, inner.attention_head_size
+        self.scale = self.head_dim**-0.5
+        self.dropout = inner.dropout.p
+
+    @staticmethod
+    def check(module: nn.Module, path: str) -> None:
+        """Refuse modules that lack the expected children."""
+        inner = getattr(module, "self", None)
+        if inner is None or not all(hasattr(inner, name) for name in ("query", "key", "value")):
+            raise UserError(f"attention {type(module).__name__} is not of the BERT family", where=path)
+
+    def project(self, query: Tensor, memory: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        pairs = ((query, self.inner.query), (memory, self.inner.key), (memory, self.inner.value))
+        q, k, v = (
+            _linear_rows(x, linear, heads, self.head_dim).unflatten(-1, (-1, self.head_dim)) for x, linear in pairs
+        )
+        return q, k, v
+
+    def merge(self, context: Tensor, heads: Tensor | None) -> Tensor:
+        return _merge(context, self.module.output.dense, heads, self.head_dim)
+
+    def empty(self, query: Tensor) -> Tensor:
+        return _bias_only(query, self.module.output.dense)
+
+
+ADAPTERS = {"timm": TimmProjections, "bert": BertProjections}
+

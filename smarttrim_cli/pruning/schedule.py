@@ -1,0 +1,40 @@
+"""The curriculum: how targets and noise develop during training (paper, section 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def linear_schedule(target: float, progress: float, end_ratio: float) -> float:
+    """gamma_p at a point of training: from 1.0 linearly to its target, reached after ``end_ratio`` of all steps.
+
+    Args:
+        target: Final kept fraction.
+        progress: Share of all steps done, 0..1.
+        end_ratio: Share of all steps after which the target holds.
+    """
+    return 1.0 - (1.0 - target) * ramp(progress, end_ratio)
+
+
+def ramp(progress: float, end_ratio: float) -> float:
+    """0 at the start, 1 from ``end_ratio`` on."""
+    return min(progress / end_ratio, 1.0)
+
+
+def scheduled_targets(
+    targets: Mapping[str, float], progress: float, end_ratio: float, enabled: bool
+) -> dict[str, float]:
+    """Kept fractions to aim at now; the final ones at once if the curriculum is off."""
+    if not enabled:
+        return dict(targets)
+    return {name: linear_schedule(target, progress, end_ratio) for name, target in targets.items()}
+
+
+def noise_share(progress: float, end_ratio: float, stable: bool, noise: bool) -> float:
+    """Share of the Gumbel noise.
+
+    Stable initialisation means no random drops at the beginning: the noise grows with the curriculum.
+    """
+    if not noise:
+        return 0.0
+    return ramp(progress, end_ratio) if stable else 1.0

@@ -1,0 +1,142 @@
+"""What a backbone tells about itself: its streams, layers and the sites where pruning happens.
+
+A site is (stream, layer, kind); kind is ``token``, ``self_head`` or ``cross_head``. Layers are counted along a
+stream: a vision stream of 12 encoder layers and 6 cross-modal layers has layers 0..17.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+TOKEN, SELF_HEAD, CROSS_HEAD = "token", "self_head", "cross_head"
+_GROUP_OF_KIND = {TOKEN: "token", SELF_HEAD: "head", CROSS_HEAD: "cross_head"}
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """One attention module of a layer.
+
+    Attributes:
+        path: Module path inside the backbone.
+        style: Which adapter of :mod:`smarttrim_cli.pruning.projections` reads its weights.
+        heads: Number of heads.
+        head_dim: Width of one head.
+        memory_stream: For cross-attention, the stream that keys and values come from.
+        memory_layer: For cross-attention, the layer index of that stream whose kept tokens are attended to.
+        memory_width: For cross-attention, the width of those tokens.
+    """
+
+    path: str
+    style: str
+    heads: int
+    head_dim: int
+    memory_stream: str | None = None
+    memory_layer: int = -1
+    memory_width: int = 0
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One transformer layer of one stream.
+
+    Attributes:
+        stream: Name of the stream (``vision``, ``text``).
+        index: Position along the stream, from 0.
+        part: Which part of the model it belongs to: ``vision_encoder``, ``text_encoder``, ``cross_modal``.
+        width: Token width D.
+        mlp_width: Hidden width of the feed-forward block.
+        self_attention: Its self-attention.
+        cross_attention: Its cross-attention, if any.
+        guide: The other stream whose CLS guides the trimmers here; None means ``self`` guidance.
+        guide_width: Width of that CLS.
+        extra_macs: Element-wise MACs per token that torchprofile counts (norms, scales, QuickGELU).
+    """
+
+    stream: str
+    index: int
+    part: str
+    width: int
+    mlp_width: int
+    self_attention: AttentionSpec
+    cross_attention: AttentionSpec | None = None
+    guide: str | None = None
+    guide_width: int = 0
+    extra_macs: int = 0
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where pruning happens."""
+
+    stream: str
+    layer: int
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """Unique name, e.g. ``vision.3.token``."""
+        return f"{self.stream}.{self.layer}.{self.kind}"
+
+    @property
+    def group(self) -> str:
+        """Group of the cost loss (Eq. 9-10), e.g. ``token.vision`` or ``cross_head.text``."""
+        return f"{_GROUP_OF_KIND[self.kind]}.{self.stream}"
+
+    @classmethod
+    def parse(cls, name: str) -> Site:
+        """Inverse of :attr:`name`."""
+        stream, layer, kind = name.rsplit(".", 2)
+        return cls(stream, int(layer), kind)
+
+
+@dataclass(frozen=True)
+class FixedCost:
+    """MACs that no decision changes (patch embedding, heads on CLS tokens)."""
+
+    part: str
+    macs: int
+
+
+@dataclass(frozen=True)
+class TokenCost:
+    """MACs per token of a stream, outside its layers (embedding norms, transforms between parts).
+
+    ``after_layer`` is the layer whose kept tokens are counted; -1 means the tokens before any layer.
+    """
+
+    part: str
+    stream: str
+    after_layer: int
+    macs_per_token: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that trimming and costing need to know of a backbone."""
+
+    layers: tuple[LayerSpec, ...]
+    fixed: tuple[FixedCost, ...]
+    per_token: tuple[TokenCost, ...]
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of the streams, in order of first appearance."""
+        return tuple(dict.fromkeys(layer.stream for layer in self.layers))
+
+    def depth(self, stream: str) -> int:
+        """Number of layers along a stream."""
+        return sum(layer.stream == stream for layer in self.layers)
+
+    def layer(self, stream: str, index: int) -> LayerSpec:
+        """The layer at a position of a stream."""
+        return next(spec for spec in self.layers if spec.stream == stream and spec.index == index)
+
+    def sites(self, groups: Sequence[str] | None = None) -> Iterator[Site]:
+        """All sites, or those of the named groups, in the order the forward reaches them."""
+        for layer in self.layers:
+            kinds = [TOKEN, SELF_HEAD] + ([CROSS_HEAD] if layer.cross_attention else [])
+            for kind in kinds:
+                site = Site(layer.stream, layer.index, kind)
+                if groups is None or site.group in groups:
+                    yield site

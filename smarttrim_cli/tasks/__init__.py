@@ -1,0 +1,1 @@
+"""Tasks: one file each. Samples, collation, loss, prediction and score."""

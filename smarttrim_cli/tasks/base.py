@@ -1,0 +1,95 @@
+"""What the engine asks of a task.
+
+A task file has ``Options`` (its recipe section) and ``build(options, log) -> Task``. A new task is one new file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from smarttrim_cli.data.processor import Processor
+
+Record = dict[str, Any]
+"""One prediction, JSON-serialisable; ``id``, ``prediction``, ``score`` (None without a reference) and ``type``."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A collated batch.
+
+    Attributes:
+        inputs: Keyword arguments of the backbone's forward; tensors whose first dimension is B.
+        instance_ids: (B,) integers that identify the instances.
+        targets: Whatever the task's loss needs, tensors with first dimension B.
+        samples: The samples themselves.
+    """
+
+    inputs: dict[str, Tensor]
+    instance_ids: Tensor
+    targets: dict[str, Tensor]
+    samples: list[Any] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Number of instances."""
+        return len(self.instance_ids)
+
+
+class Task(Protocol):
+    """A task with its data."""
+
+    metric: str
+
+    def split_name(self, role: str) -> str:
+        """Name of the data split that plays a role (``train``, ``eval``, ``test``, ``calibration``)."""
+        ...
+
+    def texts(self, split: str) -> list[str]:
+        """All texts of a split, for training a tokenizer."""
+        ...
+
+    def prepare_labels(self, folder: Path | None) -> None:
+        """Take the label vocabulary from a model folder, or build it from training data."""
+        ...
+
+    def save_labels(self, folder: Path) -> None:
+        """Write the label vocabulary into a model folder."""
+        ...
+
+    @property
+    def num_labels(self) -> int:
+        """Width of the backbone's classification head."""
+        ...
+
+    def dataset(self, split: str, processor: Processor, *, limit: int | None = None) -> Dataset[Any]:
+        """Samples of a split, decoded."""
+        ...
+
+    def collate(self, items: Sequence[Any], processor: Processor) -> Batch:
+        """Items of the data set to a batch."""
+        ...
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Task loss, a scalar: mean over instances."""
+        ...
+
+    def auxiliary(self, backbone: nn.Module) -> nn.Module | None:
+        """Extra losses for training from scratch: a module called as ``module(batch, progress)``, or None."""
+        ...
+
+    def predict(self, logits: Tensor, batch: Batch) -> list[Record]:
+        """Predictions of a batch, scored where there is a reference."""
+        ...
+
+    def rescore(self, records: Sequence[Record], split: str) -> list[Record]:
+        """Score stored predictions anew."""
+        ...
+
+    def submission(self, records: Sequence[Record]) -> Any:
+        """Predictions in the official submission format, JSON-serialisable."""
+        ...

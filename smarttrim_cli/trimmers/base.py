@@ -1,0 +1,81 @@
+"""What a trimmer is given and what it must offer.
+
+A trimmer file has ``Options`` (its recipe section), ``SCORES`` (``"token"`` or ``"head"``) and
+``build(options, site) -> nn.Module``. The module returns raw scores; what lies above the threshold is kept.
+
+Legend: B batch, N tokens, T packed tokens, D width, D' trimmer width, H heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+class _Stream(Protocol):
+    """The part of a stream's state that a trimmer may use."""
+
+    def spread(self, per_instance: Tensor) -> Tensor: ...
+
+    @property
+    def positions(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """The tokens of one stream at the input of a layer, in either mode.
+
+    Attributes:
+        tokens: (B, N, D) in ``masked`` mode, (1, T, D) in ``packed`` mode.
+        own_cls_BD: CLS of this stream.
+        guide_cls_BD: CLS of the other stream, None under ``self`` guidance.
+        stream: ``stream.spread(x)`` turns per-instance rows (B, ...) into per-token rows; ``stream.positions``.
+        instance_ids: Identity of every token's instance, (B, N) or (1, T); integers.
+    """
+
+    tokens: Tensor
+    own_cls_BD: Tensor
+    guide_cls_BD: Tensor | None
+    stream: _Stream
+    instance_ids: Tensor
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """Where a trimmer will sit.
+
+    Attributes:
+        name: Site name.
+        index: Layer along the stream.
+        depth: Number of layers of the stream.
+        width: Token width D.
+        guide_width: Width of the other stream's CLS; 0 under ``self`` guidance.
+        heads: Number of heads (head trimmers).
+    """
+
+    name: str
+    index: int
+    depth: int
+    width: int
+    guide_width: int
+    heads: int = 0
+
+
+class Trimmer(nn.Module):
+    """Base of all trimmers: initial state, target and cost."""
+
+    def start_keeping(self, keep_logit: float) -> None:
+        """Stable initialisation: make every score start near ``keep_logit``. Nothing to do without parameters."""
+
+    def set_target(self, keep_fraction: float) -> None:
+        """Told the current target (after the curriculum); only trimmers that follow a schedule use it."""
+
+    def fixed_macs(self) -> int:
+        """MACs per instance, whatever its size."""
+        return 0
+
+    def token_macs(self) -> int:
+        """MACs per token that is scored."""
+        return 0

@@ -1,0 +1,79 @@
+"""The cross-modal-aware token trimmer of the paper, Eq. 3-6: a local score plus a global, guided one."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from smarttrim_cli.trimmers.base import SiteInfo, TokenView, Trimmer
+
+SCORES = "token"
+
+
+class Options(BaseModel):
+    """Recipe section of this trimmer."""
+
+    model_config = ConfigDict(extra="forbid")
+    hidden_dim: int = Field(default=96, ge=1, description="D', the width that tokens are projected to (Eq. 3)")
+    local_dim: int | None = Field(default=None, ge=1, description="hidden width of the local MLP; default D' / 2")
+
+
+def local_score(mlp: nn.Module, projected: Tensor) -> Tensor:
+    """pi_loc = MLP_loc(H'), Eq. 4: (..., D') to (...)."""
+    return mlp(projected).squeeze(-1)  # type: ignore[no-any-return]
+
+
+def global_guide(mlp: nn.Module, own_cls_BD: Tensor, guide_cls_BD: Tensor | None) -> Tensor:
+    """g = MLP_g([c_s ; c_c]), Eq. 5: (B, D'); under ``self`` guidance c_s alone."""
+    both = own_cls_BD if guide_cls_BD is None else torch.cat((own_cls_BD, guide_cls_BD), -1)
+    return mlp(both)  # type: ignore[no-any-return]
+
+
+def global_score(keyed_guide: Tensor, projected: Tensor) -> Tensor:
+    """pi_glob = (g W_k) H'^T, Eq. 5: the keyed guide, spread over its tokens, against (..., D')."""
+    return (keyed_guide * projected).sum(-1)
+
+
+class CrossModalTrimmer(Trimmer):
+    """Scores tokens as pi = pi_loc + pi_glob, Eq. 6."""
+
+    def __init__(self, width: int, guide_width: int, hidden_dim: int, local_dim: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, hidden_dim)
+        self.local = nn.Sequential(nn.Linear(hidden_dim, local_dim), nn.GELU(), nn.Linear(local_dim, 1))
+        self.guide = nn.Sequential(
+            nn.Linear(width + guide_width, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim)
+        )
+        self.key = nn.Linear(hidden_dim, hidden_dim, bias=False)
+
+    def forward(self, view: TokenView) -> Tensor:
+        """Scores with the leading shape of ``view.tokens``."""
+        projected = self.project(view.tokens)
+        keyed_BD = self.key(global_guide(self.guide, view.own_cls_BD, view.guide_cls_BD))
+        return local_score(self.local, projected) + global_score(view.stream.spread(keyed_BD), projected)
+
+    def start_keeping(self, keep_logit: float) -> None:
+        """The final bias starts at ``keep_logit``, the final weights small."""
+        last = self.local[-1]
+        assert isinstance(last, nn.Linear)
+        with torch.no_grad():
+            last.weight.mul_(0.1)
+            last.bias.fill_(keep_logit)
+            self.key.weight.mul_(0.1)
+
+    def fixed_macs(self) -> int:
+        """MLP_g on the CLS vectors and g W_k."""
+        first, second = self.guide[0], self.guide[2]
+        return first.in_features * first.out_features + second.in_features * second.out_features + self.key.weight.numel()
+
+    def token_macs(self) -> int:
+        """Projection, local MLP and the bilinear form, per token."""
+        first, last = self.local[0], self.local[2]
+        return self.project.weight.numel() + first.weight.numel() + last.weight.numel() + first.in_features
+
+
+def build(options: Options, site: SiteInfo) -> CrossModalTrimmer:
+    """A trimmer for one token site."""
+    local = options.local_dim or max(options.hidden_dim // 2, 1)
+    return CrossModalTrimmer(site.width, site.guide_width, options.hidden_dim, local)

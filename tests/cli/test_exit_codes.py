@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import smarttrim_cli
+from smarttrim_cli.cli.app import app
+from smarttrim_cli.errors import CheckFailed, UserError, naming
+
+Install = Callable[[str, Callable[..., Any]], None]
+SUBCOMMANDS = [
+    ["finetune"],
+    ["evaluate"],
+    ["profile"],
+    ["visualize"],
+    ["export"],
+    ["summary"],
+    ["recipes", "list"],
+    ["recipes", "show"],
+    ["recipes", "validate"],
+    ["recipes", "schema"],
+    ["data", "scenes"],
+]
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def function(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (
+            UserError("no such run", where="runs/x", hint="list them"),
+            2,
+            "error: runs/x: no such run\n  list them\n",
+        ),
+        (CheckFailed("accuracy differs"), 1, "failed: accuracy differs\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x/model"),
+            1,
+            "error: the disk is full: runs/x/model\n",
+        ),
+        (
+            RuntimeError("write: No space left on device"),
+            1,
+            "error: the disk is full: write: No space left on device",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs/x"),
+            2,
+            "error: runs/x: Permission denied\n",
+        ),
+        (ValueError("two\nlines"), 1, "internal error: ValueError: two lines\n  please report"),
+    ],
+)
+def test_errors(fake_engine: Install, error: BaseException, code: int, message: str) -> None:
+    fake_engine("summary", raising(error))
+    result = run("summary")
+    assert result.exit_code == code
+    assert result.stderr.startswith(message)
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "summary"], ["summary", "--debug"]])
+@pytest.mark.parametrize(("error", "code"), [(UserError("wrong"), 2), (ValueError("wrong"), 1)])
+def test_debug_shows_the_traceback(
+    fake_engine: Install, arguments: list[str], error: Exception, code: int
+) -> None:
+    fake_engine("summary", raising(error))
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert "Traceback (most recent call last)" in result.stderr
+
+
+def test_full_disk_while_writing_names_the_file() -> None:
+    with pytest.raises(OSError, match="model.safetensors"), naming(Path("model.safetensors")):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nonsense"],
+        ["finetun"],
+        ["finetune"],
+        ["profile", "--num-instances", "0"],
+        ["profile", "--threads", "x"],
+    ],
+)
+def test_usage_errors_are_exit_code_2(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Usage: " in result.stderr
+
+
+@pytest.mark.parametrize("command", [[], *SUBCOMMANDS], ids=" ".join)
+def test_common_options_everywhere(command: list[str]) -> None:
+    shown = run(*command, "--help")
+    assert shown.exit_code == 0
+    assert all(option in shown.stdout for option in ("--quiet", "--debug", "--version"))
+    assert shown.stdout.isascii() and "\x1b" not in shown.stdout
+    version = run(*command, "--version")
+    assert (version.exit_code, version.stdout) == (0, f"smarttrim {smarttrim_cli.__version__}\n")
+
+
+def test_as_a_module_and_without_a_terminal(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "smarttrim_cli", "finetune", "nope"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: nope: no such recipe")
+    assert "\x1b" not in result.stderr + result.stdout

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from smarttrim_cli.cli import render
+from smarttrim_cli.cli.console import Console, format_fields
+
+
+def test_comparison_has_full_beside_trimmed_and_breakdowns() -> None:
+    text = render.comparison(
+        {
+            "full": {"accuracy": 0.98, "latency_ms": {"p50": 8.0}, "macs_by_part": {"vision": 12_000_000}},
+            "trimmed": {"accuracy": 0.931, "latency_ms": {"p50": 4.0}, "macs_by_part": {"vision": 4_000_000}},
+            "speedup": {"macs": 3.0},
+            "device": "cpu",
+            "pictures": [Path("a.png")],
+        }
+    )
+    rows = [line.split() for line in text.splitlines()]
+    assert rows[0] == ["quantity", "full", "trimmed", "ratio"]
+    assert rows[2] == ["accuracy", "0.98", "0.931", "95.0%"]
+    assert rows[3] == ["latency_ms.p50", "8", "4", "2.00x"]
+    assert ["vision", "12,000,000", "4,000,000", "3.00x"] in rows
+    assert ["macs", "3"] in rows and ["device:", "cpu"] in rows and ["a.png"] in rows
+    assert text.isascii()
+
+
+def test_columns_are_aligned() -> None:
+    lines = render.table(("name", "value"), [("a", 1), ("longer", None)]).splitlines()
+    assert lines == ["name    value", "------  -----", "a           1", "longer      -"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.123456, "0.1235"),
+        (123456.7, "123,457"),
+        (1234567, "1,234,567"),
+        (None, "-"),
+        (float("nan"), "-"),
+        (True, "yes"),
+    ],
+)
+def test_values(value: object, text: str) -> None:
+    assert render.format_value(value) == text
+
+
+def test_json_takes_numpy_paths_and_infinity() -> None:
+    text = render.to_json({"a": np.float32(0.5), "b": [np.int64(3)], "c": Path("x"), "d": float("inf")})
+    assert json.loads(text) == {"a": 0.5, "b": [3], "c": "x", "d": None}
+
+
+def test_plain_progress_is_a_line_per_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console().track(100, "train") as tracker:
+        for step in range(1, 101):
+            tracker.update(step, loss=1 / step)
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == "" and len(lines) == 10
+    assert lines[0].startswith("train 10/100  ") and lines[0].endswith("s left  loss=0.1")
+    assert "\x1b" not in err and "\r" not in err
+
+
+def test_quiet_shows_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console(quiet=True).track(1, "train") as tracker:
+        tracker.update(1)
+    assert capsys.readouterr().err == ""
+
+
+def test_live_progress_on_a_terminal_nests_and_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    console = Console()
+    with console.track(2, "train") as outer:
+        outer.update(1, loss=0.5)
+        with console.track(3, "evaluate") as inner:
+            inner.update(3)
+        console.message("[not markup]")
+    assert console._progress is None
+
+
+def test_fields() -> None:
+    assert format_fields({"loss": 0.123456, "phase": "warm-up"}) == "loss=0.1235 phase=warm-up"

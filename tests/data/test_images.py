@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from smarttrim_cli.data.images import CLIP_MEAN, CLIP_STD, BadSample, Preprocess, load_rgb
+
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "preprocess.npz"
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN) as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(
+    ("key", "mode"), [("prep_meter_clip48_out", "shorter_side_center_crop"), ("prep_blip48_out", "resize")]
+)
+def test_equals_the_official_preprocessing(
+    golden: dict[str, np.ndarray], index: int, key: str, mode: str
+) -> None:
+    out = Preprocess(48, mode)(Image.fromarray(golden[f"prep_in{index}"]))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(out.numpy(), golden[f"{key}{index}"])
+
+
+@pytest.mark.parametrize("mode", ["resize", "shorter_side_center_crop"])
+def test_an_image_of_the_right_size_is_only_normalised(mode: str) -> None:
+    image = Image.new("RGB", (16, 16), (255, 0, 51))
+    out = Preprocess(16, mode)(image)  # type: ignore[arg-type]
+    assert out.dtype == torch.float32
+    expected = [(value - m) / s for value, m, s in zip((1.0, 0.0, 0.2), CLIP_MEAN, CLIP_STD, strict=True)]
+    torch.testing.assert_close(out, torch.tensor(expected).view(3, 1, 1).expand(3, 16, 16))
+
+
+@pytest.mark.parametrize("size", [(10, 300), (300, 10), (1, 1), (31, 33)])
+def test_any_shape_gives_a_square(size: tuple[int, int]) -> None:
+    for mode in ("resize", "shorter_side_center_crop"):
+        assert Preprocess(32, mode)(Image.new("RGB", size)).shape == (3, 32, 32)  # type: ignore[arg-type]
+
+
+def pixel(path: Path) -> tuple[int, ...]:
+    image = load_rgb(path, sample_id=1)
+    assert image.mode == "RGB"
+    value = image.getpixel((0, 0))
+    assert isinstance(value, tuple)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("RGB", (10, 20, 30), (10, 20, 30)),
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("LA", (40, 255), (40, 40, 40)),
+        ("LA", (40, 0), (255, 255, 255)),
+        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
+        ("I;16", 257 * 130, (130, 130, 130)),
+    ],
+)
+def test_modes_in_png(tmp_path: Path, mode: str, color: object, expected: tuple[int, ...]) -> None:
+    Image.new(mode, (4, 4), color).save(tmp_path / "image.png")  # type: ignore[arg-type]
+    assert pixel(tmp_path / "image.png") == expected
+
+
+def test_half_transparent_is_mixed_with_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (0, 0, 0, 128)).save(tmp_path / "image.png")
+    assert pixel(tmp_path / "image.png") == (127, 127, 127)
+
+
+def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    image.save(tmp_path / "opaque.png")
+    image.save(tmp_path / "clear.png", transparency=1)
+    assert pixel(tmp_path / "opaque.png") == (200, 100, 50)
+    assert pixel(tmp_path / "clear.png") == (255, 255, 255)
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "image.jpg", quality=95)
+    red, green, blue = pixel(tmp_path / "image.jpg")
+    assert red > 245
+    assert max(green, blue) < 10
+
+
+def test_float_and_int_tiff(tmp_path: Path) -> None:
+    Image.new("F", (4, 4), 99.0).save(tmp_path / "float.tif")
+    Image.new("I", (4, 4), 257 * 12).save(tmp_path / "int.tif")
+    assert pixel(tmp_path / "float.tif") == (99, 99, 99)
+    assert pixel(tmp_path / "int.tif") == (12, 12, 12)
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (20, 10))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert load_rgb(tmp_path / "turned.jpg", sample_id=1).size == (10, 20)
+
+
+def test_bad_files_name_the_sample_and_the_path(tmp_path: Path) -> None:
+    good = tmp_path / "good.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(good)
+    for name, data, problem in [
+        ("cut.png", good.read_bytes()[:2000], "damaged"),
+        ("text.png", b"hello", "not an image"),
+        ("empty.png", b"", "not an image"),
+    ]:
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(BadSample, match=rf"sample 4711, .*{name}: .*{problem}"):
+            load_rgb(tmp_path / name, sample_id=4711)
+    with pytest.raises(BadSample, match=r"sample 4711, .*none\.png: the image file is missing"):
+        load_rgb(tmp_path / "none.png", sample_id=4711)
+    with pytest.raises(BadSample, match="damaged"):
+        load_rgb(tmp_path, sample_id=1)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from smarttrim_cli.metrics.stats import mean_with_error, paired_difference
+
+
+def test_mean_and_its_error() -> None:
+    estimate = mean_with_error([1.0, 0.0, 1.0, 1.0])
+    assert (estimate.mean, estimate.count) == (0.75, 4)
+    assert estimate.standard_error == pytest.approx(0.25)  # s = sqrt(3 * .0625 + .5625 over 3) = .5; .5 / 2
+
+
+def test_one_value_has_no_error() -> None:
+    estimate = mean_with_error([0.5])
+    assert estimate.mean == 0.5
+    assert math.isnan(estimate.standard_error)
+
+
+@pytest.mark.parametrize("values", [[], [[1.0], [2.0]]])
+def test_no_values_is_an_error(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="at least one value"):
+        mean_with_error(values)
+
+
+def test_paired_difference() -> None:
+    difference = paired_difference([1, 1, 0, 1], [0, 1, 0, 0])  # differences 1 0 0 1, s = sqrt(1/3)
+    error = math.sqrt(1 / 3) / 2
+    assert difference.mean == 0.5
+    assert difference.count == 4
+    assert difference.standard_error == pytest.approx(error)
+    assert difference.low == pytest.approx(0.5 - 1.959964 * error)
+    assert difference.high == pytest.approx(0.5 + 1.959964 * error)
+
+
+def test_equal_models_have_no_difference() -> None:
+    difference = paired_difference([0.3, 1.0, 0.0], [0.3, 1.0, 0.0])
+    assert (difference.mean, difference.low, difference.high) == (0.0, 0.0, 0.0)
+
+
+def test_interval_covers_the_true_difference() -> None:
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(400):
+        second = rng.random(200)
+        difference = paired_difference(second + rng.normal(0.1, 0.5, 200), second)
+        inside += difference.low <= 0.1 <= difference.high
+    assert 0.92 < inside / 400 < 0.98
+
+
+def test_lengths_have_to_agree() -> None:
+    with pytest.raises(ValueError, match="same length, found 2 and 1"):
+        paired_difference([1, 2], [1])

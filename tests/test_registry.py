@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from smarttrim_cli import registry
+from smarttrim_cli.errors import UserError
+from tests.recipe import example_plugins
+
+
+def test_names_lists_modules_with_options_only() -> None:
+    names = registry.names("trimmers")
+    assert "cross_modal" in names
+    assert "base" not in names
+    assert not any(name.startswith("_") for name in names)
+
+
+def test_names_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from smarttrim_cli.registry import names; names('trimmers'); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(UserError) as caught:
+        registry.load("trimmers", "cros_modal")
+    assert "unknown trimmer 'cros_modal'; did you mean cross_modal?" in str(caught.value)
+    assert "valid: " in str(caught.value)
+
+
+def test_outside_code() -> None:
+    assert registry.load("trimmers", "tests.recipe.example_plugins:Trimmer") is example_plugins.Trimmer
+
+
+def test_options_of_a_section() -> None:
+    options = registry.options("trimmers", {"name": "tests.recipe.example_plugins:Trimmer", "hidden_dim": 8})
+    assert options.hidden_dim == 8
+    with pytest.raises(UserError, match="the trimmer needs a name"):
+        registry.options("trimmers", {"hidden_dim": 8})
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("lr", "learning_rate"), ("max_stps", "max_steps"), ("zzz", None)]
+)
+def test_did_you_mean(name: str, nearest: str | None) -> None:
+    assert registry.did_you_mean(name, ["learning_rate", "max_steps", "eps"]) == nearest
