@@ -1,7 +1,7 @@
 """METER's co-attention layer with its parameter names (``bert_model.BertCrossLayer`` of the official code).
 
-Order: self-attention, cross-attention (queries from this modality, keys and values from the other), feed-forward;
-each with a residual and a LayerNorm behind it (eps 1e-12), erf GELU.
+Order: self-attention, cross-attention (queries from this modality, keys and values from the other),
+feed-forward; each with a residual and a LayerNorm behind it (eps 1e-12), erf GELU.
 Legend: B batch, N tokens of this modality, M tokens of the other, D width.
 """
 
@@ -58,7 +58,7 @@ class CoAttention(nn.Module):
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """(B, N, D); ``attention_mask`` is boolean, True where a key may be seen, broadcast to (B, 1, N, M)."""
+        """(B, N, D); ``attention_mask`` is boolean, True where a key may be seen."""
         p = self.self
         memory = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = (

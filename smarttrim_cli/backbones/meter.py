@@ -1,8 +1,8 @@
 """METER (Dou et al., 2022): a ViT, a text encoder and co-attention layers, with the official parameter names.
 
-Sources: the METER paper and the official implementation's ``METERTransformerSS``. The vision encoder is any timm
-``VisionTransformer`` with a CLS token (``vit_model``), the text encoder any Hugging Face model of the BERT family
-(``text_transformer``); the co-attention layers are in :mod:`._coattention`.
+Sources: the METER paper and the official implementation's ``METERTransformerSS``. The vision encoder is any
+timm ``VisionTransformer`` with a CLS token (``vit_model``), the text encoder any Hugging Face model of the
+BERT family (``text_transformer``); the co-attention layers are in :mod:`._coattention`.
 
 The text encoder runs first: its final CLS guides the trimmers of the vision encoder.
 Legend: B batch, N image tokens, L text tokens, D width.
@@ -10,6 +10,7 @@ Legend: B batch, N image tokens, L text tokens, D width.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import timm
@@ -31,9 +32,20 @@ class VisionOptions(BaseModel):
     """The vision encoder."""
 
     model_config = ConfigDict(extra="forbid")
-    model: str = Field(default="vit_base_patch16_clip_quickgelu_224", description="name of a timm VisionTransformer")
-    args: dict[str, Any] = Field(default={"depth": 11}, description="arguments of timm.create_model, e.g. depth")
-    sincos_pos_embed: bool = Field(default=False, description="start from 2-d sine-cosine position embeddings")
+    model: str = Field(
+        default="vit_base_patch16_clip_quickgelu_224", description="name of a timm VisionTransformer"
+    )
+    args: dict[str, Any] = Field(
+        default={"depth": 11}, description="arguments of timm.create_model, e.g. depth"
+    )
+    sincos_pos_embed: bool = Field(
+        default=False, description="start from 2-d sine-cosine position embeddings"
+    )
+    initializer_range: float | None = Field(
+        default=None,
+        gt=0,
+        description="standard deviation of new linear weights; null leaves timm's initialisation",
+    )
 
 
 class TextOptions(BaseModel):
@@ -42,7 +54,12 @@ class TextOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     model_type: str = Field(default="roberta", description="Hugging Face model type of the BERT family")
     config: dict[str, Any] = Field(
-        default={"max_position_embeddings": 514, "type_vocab_size": 1, "vocab_size": 50265, "layer_norm_eps": 1e-5},
+        default={
+            "max_position_embeddings": 514,
+            "type_vocab_size": 1,
+            "vocab_size": 50265,
+            "layer_norm_eps": 1e-5,
+        },
         description="settings of its configuration class",
     )
 
@@ -52,11 +69,12 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     checkpoint: str | None = Field(
-        default=None, description="folder of weights to start from, or builtin:NAME for one shipped with the package"
+        default=None,
+        description="folder of weights to start from, or builtin:NAME for one shipped with the package",
     )
     tokenizer: str = Field(
         default="roberta-base",
-        description="Hugging Face tokenizer, by name or folder; train: a word-level one made from the training texts",
+        description="Hugging Face tokenizer, name or folder; train: a word-level one from the training texts",
     )
     max_text_length: int = Field(default=50, ge=3, description="longer texts are cut to so many tokens")
     image_size: int = Field(default=288, ge=8, description="height and width of the input image, pixels")
@@ -64,9 +82,14 @@ class Options(BaseModel):
     text: TextOptions = Field(default=TextOptions())
     hidden_size: int = Field(default=768, ge=1, description="width of the co-attention layers")
     num_attention_heads: int = Field(default=12, ge=1, description="heads of the co-attention layers")
-    intermediate_size: int = Field(default=3072, ge=1, description="feed-forward width of the co-attention layers")
+    intermediate_size: int = Field(
+        default=3072, ge=1, description="feed-forward width of the co-attention layers"
+    )
     num_cross_layers: int = Field(default=6, ge=1, description="number of co-attention layers per modality")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout of the co-attention layers")
+    initializer_range: float = Field(
+        default=0.02, gt=0, description="standard deviation of new weights; narrow models need more than 0.02"
+    )
 
 
 class Meter(nn.Module):
@@ -79,7 +102,9 @@ class Meter(nn.Module):
         self.text_transformer = _build_text(options.text)
         width, heads = options.hidden_size, options.num_attention_heads
         if width % heads:
-            raise UserError(f"hidden_size {width} is not a multiple of num_attention_heads {heads}", where="backbone")
+            raise UserError(
+                f"hidden_size {width} is not a multiple of num_attention_heads {heads}", where="backbone"
+            )
         self.cross_modal_text_transform = nn.Linear(self.text_transformer.config.hidden_size, width)
         self.cross_modal_image_transform = nn.Linear(self.vit_model.embed_dim, width)
         self.token_type_embeddings = nn.Embedding(2, width)
@@ -91,11 +116,14 @@ class Meter(nn.Module):
             setattr(self, f"cross_modal_{name}_layers", nn.ModuleList(layers))
             setattr(self, f"cross_modal_{name}_pooler", Pooler(width))
         self.vqa_classifier = nn.Sequential(
-            nn.Linear(2 * width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, num_labels)
+            nn.Linear(2 * width, 2 * width),
+            nn.LayerNorm(2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, num_labels),
         )
         for name, module in self.named_children():
             if name not in ("vit_model", "text_transformer"):
-                module.apply(_init_weights)
+                module.apply(partial(_init_weights, std=options.initializer_range))
 
     # --- forward, the same in all modes ---
 
@@ -114,13 +142,11 @@ class Meter(nn.Module):
 
     def features(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Pooled text and image CLS, (B, 2 * hidden_size)."""
-        mask = _host_mask(attention_mask)
+        mask = self.host_mask(attention_mask)
         text = self.encode_text(input_ids, attention_mask, mask)
         image = self.encode_image(pixel_values)
         text, image = self.cross_modal(text, image, mask)
-        pooled_text = self.cross_modal_text_pooler(leave("text", text))
-        pooled_image = self.cross_modal_image_pooler(leave("vision", image))
-        return torch.cat((pooled_text, pooled_image), -1)
+        return self.pool(text, image)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor, mask: Tensor | None) -> Tensor:
         """Text encoder: (B, L) to (B, L, D), packed under a packed context."""
@@ -152,6 +178,18 @@ class Meter(nn.Module):
             text, image = trim(text=(text_depth + index, text), vision=(image_depth + index, image))
             text, image = text_layer(text, image, mask, None), image_layer(image, text, None, mask)
         return text, image
+
+    def pool(self, text: Tensor, image: Tensor) -> Tensor:
+        """Poolers on the two CLS tokens, (B, 2 * hidden_size)."""
+        pooled_text = self.cross_modal_text_pooler(leave("text", text))
+        return torch.cat((pooled_text, self.cross_modal_image_pooler(leave("vision", image))), -1)
+
+    @staticmethod
+    def host_mask(attention_mask: Tensor) -> Tensor | None:
+        """Boolean (B, 1, 1, L) mask for the host's own attention; None under a context or without padding."""
+        if current() is not None or bool(attention_mask.all()):
+            return None
+        return attention_mask.bool()[:, None, None, :]
 
     # --- what the engine asks ---
 
@@ -191,10 +229,10 @@ def build(options: Options, num_labels: int) -> Meter:
     return Meter(options, num_labels)
 
 
-def _init_weights(module: nn.Module) -> None:
-    """The official initialisation of everything outside the two encoders."""
+def _init_weights(module: nn.Module, std: float) -> None:
+    """The official initialisation of everything outside the two encoders (there ``std`` is 0.02)."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        module.weight.data.normal_(mean=0.0, std=0.02)
+        module.weight.data.normal_(mean=0.0, std=std)
     if isinstance(module, nn.Linear):
         module.bias.data.zero_()
 
@@ -212,13 +250,17 @@ def _build_vision(options: Options) -> VisionTransformer:
             where="backbone.vision.model",
             hint="choose a model of the vit_* family with a class token, such as vit_base_patch16_224",
         )
+    if section.initializer_range is not None:
+        for module in vit.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=section.initializer_range)
     if section.sincos_pos_embed:
         vit.pos_embed.data[:, 1:] = _sincos_grid(vit.patch_embed.grid_size, vit.embed_dim)
     return vit
 
 
 def _sincos_grid(grid: tuple[int, int], width: int) -> Tensor:
-    """2-d sine-cosine embeddings, (1, rows * columns, width): a quarter each for sin/cos of row and column."""
+    """2-d sine-cosine embeddings, (1, rows * columns, width): a quarter each for sin and cos of both."""
     frequencies = 1.0 / 10.0 ** (torch.arange(width // 4) / (width / 4))
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     angles = [place.flatten()[:, None] * frequencies for place in (rows, columns)]
@@ -230,18 +272,13 @@ def _build_text(section: TextOptions) -> nn.Module:
         config = AutoConfig.for_model(section.model_type, **section.config)
         text = AutoModel.from_config(config, attn_implementation="sdpa", add_pooling_layer=False)
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot build a {section.model_type!r} text encoder: {error}", where="backbone.text") from error
+        raise UserError(
+            f"cannot build a {section.model_type!r} text encoder: {error}", where="backbone.text"
+        ) from error
     layers = getattr(getattr(text, "encoder", None), "layer", None)
     if layers is None or not hasattr(layers[0], "attention"):
         raise UserError(f"{section.model_type!r} is not of the BERT family", where="backbone.text.model_type")
     return text
-
-
-def _host_mask(attention_mask: Tensor) -> Tensor | None:
-    """Boolean (B, 1, 1, L) mask for the host's own attention; None under a context or without padding."""
-    if current() is not None or bool(attention_mask.all()):
-        return None
-    return attention_mask.bool()[:, None, None, :]
 
 
 def _text_layers(model: Meter) -> list[LayerSpec]:
@@ -255,7 +292,10 @@ def _text_layers(model: Meter) -> list[LayerSpec]:
             width=config.hidden_size,
             mlp_width=config.intermediate_size,
             self_attention=AttentionSpec(
-                f"text_transformer.encoder.layer.{index}.attention", "bert", heads, config.hidden_size // heads
+                f"text_transformer.encoder.layer.{index}.attention",
+                "bert",
+                heads,
+                config.hidden_size // heads,
             ),
             extra_macs=2 * config.hidden_size,
         )
@@ -283,10 +323,12 @@ def _vision_layers(model: Meter) -> list[LayerSpec]:
 
 
 def _block_extra_macs(block: nn.Module) -> int:
-    """Element-wise MACs per token of a timm block: norms, layer scale, query/key norms, QuickGELU (two products)."""
+    """Element-wise MACs per token of a timm block: norms, scales and QuickGELU (two products)."""
     width, inner = block.mlp.fc1.in_features, block.mlp.fc1.out_features
     scales = sum(width for name in ("ls1", "ls2") if not isinstance(getattr(block, name), nn.Identity))
-    norms = sum(width for name in ("q_norm", "k_norm") if not isinstance(getattr(block.attn, name), nn.Identity))
+    norms = sum(
+        width for name in ("q_norm", "k_norm") if not isinstance(getattr(block.attn, name), nn.Identity)
+    )
     quick_gelu = 2 * inner if "quick" in type(block.mlp.act).__name__.lower() else 0
     return 2 * width + scales + norms + quick_gelu
 
@@ -308,7 +350,13 @@ def _cross_layers(model: Meter) -> list[LayerSpec]:
                     mlp_width=options.intermediate_size,
                     self_attention=AttentionSpec(f"{path}.attention", "bert", heads, width // heads),
                     cross_attention=AttentionSpec(
-                        f"{path}.crossattention", "bert", heads, width // heads, other, depth[other] + number, width
+                        f"{path}.crossattention",
+                        "bert",
+                        heads,
+                        width // heads,
+                        other,
+                        depth[other] + number,
+                        width,
                     ),
                     guide=other,
                     guide_width=width,

@@ -52,10 +52,53 @@ def comparison(result: Mapping[str, Any]) -> str:
     if rows:
         parts.append(table(("quantity", "full", "trimmed", "ratio"), rows))
     for name in dict.fromkeys([*_breakdowns(full), *_breakdowns(trimmed)]):
-        inner = _rows(full.get(name, {}), trimmed.get(name, {}), dict, costs=_is_cost(name))
+        inner = _rows(full.get(name, {}), trimmed.get(name, {}), _estimates, costs=_is_cost(name))
         parts.append(table((name.replace("_", " "), "full", "trimmed", "ratio"), inner))
-    rest = {name: value for name, value in result.items() if name not in _COMPARED}
-    return "\n\n".join([*parts, *_further(rest)])
+    parts += _versus(result)
+    shown = (*_COMPARED, "difference", "baselines", "eval")
+    return "\n\n".join([*parts, *_further({n: value for n, value in result.items() if n not in shown})])
+
+
+def _estimates(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Estimates (a mean with ``se`` and ``count``) as their mean, with error and number in the name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and "se" in value:
+            mean = next(number for key, number in value.items() if key not in ("se", "count"))
+            flat[f"{name} (n={value.get('count')}, se={format_value(value['se'])})"] = mean
+        else:
+            flat[name] = value
+    return flat
+
+
+def _versus(result: Mapping[str, Any]) -> list[str]:
+    """Paired differences: trimmed against full, and against the baselines at equal MACs."""
+    lines = []
+    if result.get("difference"):
+        lines.append(f"trimmed minus full: {_interval(result['difference'])}")
+    evaluated = result.get("eval")
+    if evaluated:
+        numbers = {k: v for k, v in evaluated.items() if isinstance(v, int | float | str)}
+        lines.append(table(("after training", "value"), numbers.items()))
+    rows = [
+        (
+            name,
+            *(other.get(key) for key in ("accuracy", "gmacs", "speedup")),
+            _interval(other["trimmed_minus_this"]),
+        )
+        for name, other in (result.get("baselines") or {}).items()
+    ]
+    if rows:
+        header = ("baseline", "accuracy", "gmacs", "macs speedup", "trimmed minus baseline (95 % interval)")
+        lines.append(table(header, rows))
+    return lines
+
+
+def _interval(difference: Mapping[str, Any]) -> str:
+    if not difference:
+        return "-"
+    mean, low, high = (difference[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
 
 
 def plan(result: Mapping[str, Any]) -> str:

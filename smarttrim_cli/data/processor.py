@@ -1,4 +1,4 @@
-"""Texts and images to model inputs: a Hugging Face tokenizer and the image preprocessing, saved with the model."""
+"""Texts and images to model inputs: a Hugging Face tokenizer and the preprocessing, saved with the model."""
 
 from __future__ import annotations
 

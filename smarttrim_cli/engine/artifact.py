@@ -1,8 +1,8 @@
 """Model folders: what ``finetune`` saves, ``export`` ships and ``load`` opens.
 
-``config.json`` says how to build the model; ``model.safetensors`` holds the backbone under the host's own names;
-``trimmers.safetensors`` only what trimming added, so that it can be attached to a freshly loaded host; beside them
-tokenizer, preprocessing and label vocabulary. No pickles.
+``config.json`` says how to build the model; ``model.safetensors`` holds the backbone under the host's own
+names; ``trimmers.safetensors`` only what trimming added, so that it can be attached to a freshly loaded host;
+beside them tokenizer, preprocessing and label vocabulary. No pickles.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from smarttrim_cli.trimmers.base import SiteInfo, Trimmer
 
 CONFIG, WEIGHTS, TRIMMERS = "config.json", "model.safetensors", "trimmers.safetensors"
 FORMAT = "smarttrim-model"
+_KEYS = ("backbone", "task", "num_labels", "trimmers", "threshold")
 BUILTIN = Path(__file__).parent.parent / "assets"
 
 
@@ -66,13 +67,17 @@ def resolve_checkpoint(name: str) -> Path:
         folder = BUILTIN / name.removeprefix("builtin:")
         known = sorted(path.parent.name for path in BUILTIN.glob(f"*/{CONFIG}"))
         if not (folder / CONFIG).exists():
-            raise UserError(f"no built-in model {name!r}", where="backbone.checkpoint", hint=f"known: {', '.join(known)}")
+            raise UserError(
+                f"no built-in model {name!r}", where="backbone.checkpoint", hint=f"known: {', '.join(known)}"
+            )
         return folder
     folder = Path(name)
     if (folder / "model" / CONFIG).exists():
         folder = folder / "model"
     if not (folder / CONFIG).exists():
-        raise UserError(f"no model there: {CONFIG} is missing", where=name, hint="give a model folder or a run folder")
+        raise UserError(
+            f"no model there: {CONFIG} is missing", where=name, hint="give a model folder or a run folder"
+        )
     return folder
 
 
@@ -84,7 +89,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise UserError(f"not a {FORMAT} folder", where=str(folder / CONFIG))
+        raise UserError(f"not the configuration of a {FORMAT}", where=str(folder / CONFIG))
+    missing = [key for key in _KEYS if key not in config]
+    if missing:
+        raise UserError(f"incomplete: it lacks {', '.join(missing)}", where=str(folder / CONFIG))
     return config
 
 
@@ -129,8 +137,10 @@ def trimmers_for(backbone: nn.Module, config: TrimmerConfig) -> dict[str, Trimme
         if section is None:
             return None
         plugin = registry.load("trimmers", section["name"])
-        if plugin.SCORES != scores:
-            raise UserError(f"trimmer {section['name']!r} scores {plugin.SCORES}s, not {scores}s", where="pruning")
+        if scores != plugin.SCORES:
+            raise UserError(
+                f"trimmer {section['name']!r} scores {plugin.SCORES}s, not {scores}s", where="pruning"
+            )
         options = registry.options("trimmers", section)
 
         def build(site: SiteInfo) -> Trimmer:
@@ -184,7 +194,8 @@ def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log:
     model.eval()
     if task.num_labels != config["num_labels"]:
         raise UserError(
-            f"the label vocabulary has {task.num_labels} entries, the model {config['num_labels']}", where=str(folder)
+            f"the label vocabulary has {task.num_labels} entries, the model {config['num_labels']}",
+            where=str(folder),
         )
     return Bundle(model, task, Processor.load(folder), config)
 
@@ -202,4 +213,3 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def parameter_count(module: nn.Module) -> int:
     """Number of parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
-

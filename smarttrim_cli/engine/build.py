@@ -38,7 +38,7 @@ def section_of(plugin: Plugin) -> dict[str, Any]:
 
 @dataclass
 class Start:
-    """Where a run starts: the folder of its checkpoint and that folder's configuration, or None for neither."""
+    """Where a run starts: the folder of its checkpoint and the configuration there, or None for both."""
 
     folder: Path | None
     config: dict[str, Any] | None
@@ -56,15 +56,17 @@ def start_of(recipe: Recipe) -> Start:
 def build(recipe: Recipe, log: Any) -> Bundle:
     """Model, task and processor of a recipe.
 
-    Weights, tokenizer, preprocessing and labels come from the checkpoint if the recipe names one; the backbone's
-    sizes come from there too, and further backbone keys of the recipe must agree with them.
+    Weights, tokenizer, preprocessing and labels come from the checkpoint if the recipe names one; the
+    backbone's sizes come from there too, and further backbone keys of the recipe must agree with them.
 
     Raises:
         UserError: Something the recipe asks for does not exist or does not fit.
     """
     start = start_of(recipe)
     torch.manual_seed(recipe.seed)
-    task = registry.load("tasks", recipe.task.name).build(registry.options("tasks", section_of(recipe.task)), log)
+    task = registry.load("tasks", recipe.task.name).build(
+        registry.options("tasks", section_of(recipe.task)), log
+    )
     task.prepare_labels(start.folder)
     section = backbone_section(recipe, start)
     if start.folder is not None:
@@ -95,19 +97,32 @@ def attach(recipe: Recipe, backbone: torch.nn.Module) -> TrimmedModel:
 
 
 def backbone_section(recipe: Recipe, start: Start) -> dict[str, Any]:
-    """The backbone's section; with a checkpoint, the stored one, which the recipe's keys must not contradict."""
+    """The backbone's section; with a checkpoint the stored one, which the recipe must not contradict."""
     asked = section_of(recipe.backbone)
     if start.config is None:
         return asked
     stored = {**start.config["backbone"], "checkpoint": None}
-    for key, value in asked.items():
-        if key != "checkpoint" and stored.get(key, value) != value:
+    if asked["name"] != stored["name"]:
+        raise UserError(
+            f"the checkpoint is of backbone {stored['name']!r}, the recipe of {asked['name']!r}",
+            where="backbone.name",
+        )
+    wanted, known = (registry.options("backbones", section).model_dump() for section in (asked, stored))
+    for key in asked.keys() & wanted.keys() - {"checkpoint"}:
+        if wanted[key] != known[key]:
             raise UserError(
-                f"{key} is {value!r} in the recipe but {stored[key]!r} in the checkpoint",
+                f"{key} is {wanted[key]!r} in the recipe but {known[key]!r} in the checkpoint",
                 where=f"backbone.{key}",
                 hint="leave it out: with a checkpoint, sizes come from there",
             )
     return stored
+
+
+def completed(recipe: Recipe, bundle: Bundle) -> Recipe:
+    """The recipe with the backbone as it was built: sizes come from a checkpoint, not from the defaults."""
+    checkpoint = recipe.backbone.options_dict().get("checkpoint")
+    backbone = Plugin(**{**bundle.config["backbone"], "checkpoint": checkpoint})
+    return recipe.model_copy(update={"backbone": backbone}) if checkpoint else recipe
 
 
 def with_vocabulary(section: dict[str, Any], size: int) -> dict[str, Any]:
@@ -135,8 +150,8 @@ def new_processor(section: dict[str, Any], task: Task) -> Processor:
 def trimmer_config(pruning: Pruning | None) -> TrimmerConfig:
     """Which groups of sites get which trimmers.
 
-    With target sparsities alone, only groups with something to remove get trimmers; with a speed-up, those that have
-    a proportion above 0.
+    With target sparsities alone, only groups with something to remove get trimmers; with a speed-up, those
+    that have a proportion above 0.
     """
     if pruning is None:
         return TrimmerConfig([], None, None)
@@ -151,16 +166,19 @@ def trimmer_config(pruning: Pruning | None) -> TrimmerConfig:
     return TrimmerConfig(groups, token, head)
 
 
-def plan_for(recipe: Recipe, bundle: Bundle, text_tokens: float | None = None) -> Plan:
-    """Targets of a run and predicted MACs, for an instance with the split's mean text length."""
+def plan_for(recipe: Recipe, bundle: Bundle) -> Plan:
+    """Targets of a run and predicted MACs, for instances of mean text length of the training split."""
+    return plan_for_model(recipe, bundle.model, mean_text_tokens(bundle))
+
+
+def plan_for_model(recipe: Recipe, model: TrimmedModel, text_tokens: float) -> Plan:
+    """Targets of a run and predicted MACs, for an instance with so many text tokens."""
     pruning = recipe.pruning
-    if text_tokens is None:
-        text_tokens = mean_text_tokens(bundle)
     return make_plan(
-        bundle.model.architecture,
-        bundle.model.sites,
-        bundle.model.groups,
-        bundle.model.backbone.token_counts(text_tokens),
+        model.architecture,
+        model.sites,
+        model.groups,
+        model.backbone.token_counts(text_tokens),
         pruning.target_sparsity.groups() if pruning and pruning.target_sparsity else None,
         pruning.target_speedup if pruning else None,
     )

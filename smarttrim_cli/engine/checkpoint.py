@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from smarttrim_cli.engine.finetune import Trainer
 
 
+_DAMAGED = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
+_OTHER_CHECKPOINT = "resume from another one: --resume .../checkpoints/step-N, or start anew with --overwrite"
+
+
 def latest(run: Run) -> Path | None:
     """The newest complete checkpoint of a run."""
     found = [path for path in run.checkpoints() if (path / "state.json").exists()]
@@ -34,7 +39,9 @@ def save_checkpoint(trainer: Trainer) -> None:
     if not accelerator.is_main_process:
         return
     with new_folder(path) as folder:
-        weights = {name: value.detach().cpu().contiguous() for name, value in trainer.objective.state_dict().items()}
+        weights = {
+            name: value.detach().cpu().contiguous() for name, value in trainer.objective.state_dict().items()
+        }
         save_file(weights, str(folder / "weights.safetensors"))
         state = {
             "optimizer": trainer.optimizer.state_dict(),
@@ -42,7 +49,8 @@ def save_checkpoint(trainer: Trainer) -> None:
             "random": states,
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
         }
-        torch.save(state, folder / "state.pt")
+        with (folder / "state.pt").open("wb") as file:  # a path would hide that the disk is full
+            torch.save(state, file)
         write_json(folder / "state.json", {**asdict(trainer.progress), "total_steps": trainer.total_steps})
 
 
@@ -52,7 +60,7 @@ def load_checkpoint(path: Path, trainer: Trainer) -> dict[str, Any]:
     Raises:
         UserError: The checkpoint is damaged, or is of another model or length of training.
     """
-    progress = dict(read_json(path / "state.json"))
+    progress = _read_progress(path / "state.json", trainer)
     total = progress.pop("total_steps")
     if total != trainer.total_steps:
         raise UserError(
@@ -60,21 +68,35 @@ def load_checkpoint(path: Path, trainer: Trainer) -> dict[str, Any]:
             where=str(path),
             hint="resume with the recipe, batch size and number of processes of the interrupted run",
         )
-    load_into(trainer.objective, read_tensors(path / "weights.safetensors"), str(path))
+    weights = path / "weights.safetensors"
+    load_into(trainer.objective, read_tensors(weights), str(weights))
     try:
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.scheduler.load_state_dict(state["scheduler"])
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"the checkpoint is damaged: {error}", where=str(path / "state.pt")) from error
-    if trainer.accelerator.scaler is not None and state["scaler"] is not None:
-        trainer.accelerator.scaler.load_state_dict(state["scaler"])
-    _restore_random(state, trainer.accelerator.process_index)
+        if trainer.accelerator.scaler is not None and state["scaler"] is not None:
+            trainer.accelerator.scaler.load_state_dict(state["scaler"])
+        _restore_random(state, trainer.accelerator.process_index)
+    except _DAMAGED as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"the checkpoint is damaged: {reason}", where=str(path / "state.pt"), hint=_OTHER_CHECKPOINT
+        ) from error
+    return progress
+
+
+def _read_progress(file: Path, trainer: Trainer) -> dict[str, Any]:
+    progress = read_json(file)
+    names = {field.name for field in fields(trainer.progress)} | {"total_steps"}
+    if not isinstance(progress, dict) or set(progress) != names:
+        raise UserError("not the state of a checkpoint", where=str(file), hint=_OTHER_CHECKPOINT)
     return progress
 
 
 def prune_checkpoints(run: Run, limit: int, best_step: int | None) -> None:
-    """Remove the oldest checkpoints beyond a limit."""
+    """Remove the oldest checkpoints beyond a limit, and what killed processes left half written."""
+    for leftover in (run.path / "checkpoints").glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     for path in run.checkpoints()[:-limit]:
         if path.name != f"step-{best_step}":
             shutil.rmtree(path)

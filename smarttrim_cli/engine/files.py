@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,21 +12,52 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from smarttrim_cli.errors import UserError, naming
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with naming(path):
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file atomically."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON file atomically; numbers that are not finite become null."""
+    write_text(path, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def finite(content: Any) -> Any:
+    """Plain data with None in place of nan and infinity, which JSON does not have."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def check_writable(path: Path | None, where: str) -> None:
+    """Refuse a path that cannot be written, before the work is done; creates nothing.
+
+    Raises:
+        UserError: A folder above it is a file, or may not be written to.
+    """
+    if path is None:
+        return
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    problem = None
+    if not above.is_dir() and above != path:
+        problem = f"{above} is a file, not a folder"
+    elif not os.access(above, os.W_OK):
+        problem = f"{above} may not be written to ({os.strerror(errno.EACCES)})"
+    if problem is not None:
+        text = f"cannot write there: {problem}"
+        raise UserError(text, where=f"{where} {path}", hint="choose another place")
 
 
 @contextmanager
@@ -35,8 +68,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
-        replace_folder(temporary, path)
+        with naming(path):
+            yield temporary
+            replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,35 +1,38 @@
 """Fine-tuning: a recipe becomes a run directory with a trimmed model.
 
-One optimizer step is a masked forward, self-distillation's full forward and one backward (see pruning.objective).
-Runs resume exactly: weights, optimizer, schedule, sampler and random states are in every checkpoint, and the
-curriculum is a function of the step.
+One optimizer step is a masked forward, self-distillation's full forward and one backward (see
+pruning.objective). Runs resume exactly: weights, optimizer, schedule, sampler and random states are in every
+checkpoint, and the curriculum is a function of the step.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
 
 from smarttrim_cli.engine.artifact import Bundle, save_model
-from smarttrim_cli.engine.build import build, plan_for
+from smarttrim_cli.engine.build import build, completed, plan_for
 from smarttrim_cli.engine.checkpoint import latest, load_checkpoint, prune_checkpoints, save_checkpoint
-from smarttrim_cli.engine.files import new_folder
+from smarttrim_cli.engine.files import check_writable, new_folder
 from smarttrim_cli.engine.inference import batches, predict, to_device
+from smarttrim_cli.engine.loading import Loader
 from smarttrim_cli.engine.optim import make_optimizer, schedule_factor
 from smarttrim_cli.engine.plan import describe_plan
+from smarttrim_cli.engine.plan import plan as plan_without_data
 from smarttrim_cli.engine.report import Reporter, SilentReporter
-from smarttrim_cli.engine.runs import Run
+from smarttrim_cli.engine.runs import Run, is_run
 from smarttrim_cli.engine.sampling import StepSampler
 from smarttrim_cli.engine.scores import collapse_warning, score_summary
-from smarttrim_cli.errors import UserError
+from smarttrim_cli.errors import SmartTrimError, UserError
 from smarttrim_cli.pruning.calibrate import Calibration, calibrate
 from smarttrim_cli.pruning.context import Sampling
 from smarttrim_cli.pruning.objective import Objective, Target, Weights
@@ -56,42 +59,65 @@ def finetune(
         reporter: Receives messages and progress.
 
     Returns:
-        The plan for a dry run; else the summary: ``run_dir``, ``steps``, ``full``, ``trimmed``, ``speedup``, ...
+        The plan for a dry run; else the summary: ``run_dir``, ``steps``, ``full``, ``trimmed``, ``speedup``,
+        ...
 
     Raises:
         UserError: The recipe asks for something impossible, or ``output_dir`` is taken.
+        SmartTrimError: Training diverges.
     """
     reporter = reporter or SilentReporter()
     run = Run(Path(recipe.output_dir))
     if not dry_run:
         _refuse_taken(run, resume, overwrite)
+        check_writable(run.path, "output_dir")
+    checkpoint = None if dry_run else _checkpoint_to_resume(run, resume)
     if recipe.train.num_threads:
         torch.set_num_threads(recipe.train.num_threads)
+    AcceleratorState._reset_state()  # of an earlier run in this process: it fixes the precision
     accelerator = Accelerator(
         mixed_precision=recipe.train.mixed_precision,
         gradient_accumulation_steps=recipe.train.gradient_accumulation_steps,
     )
     set_seed(recipe.seed)
+    if dry_run:
+        return _dry_run(recipe, reporter)
     bundle = build(recipe, reporter.message)
     plan = plan_for(recipe, bundle)
-    if dry_run:
-        return describe_plan(recipe, bundle, plan)
-    checkpoint = _checkpoint_to_resume(run, resume)
-    if accelerator.is_main_process:
+    trainer = Trainer(recipe, run, bundle, plan, accelerator, reporter)
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    if accelerator.is_main_process:  # nothing of an earlier run is touched before all of the above is well
         if overwrite and checkpoint is None and run.path.exists():
             shutil.rmtree(run.path)
-        run.start(recipe)
-    trainer = Trainer(recipe, run, bundle, plan, accelerator, reporter)
-    trainer.train(checkpoint)
+        run.start(completed(recipe, bundle))
+        run.rewind(trainer.progress.step)
+    trainer.train()
     return trainer.finish()
 
 
+def _dry_run(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
+    """The plan, with data and weights checked; from the configuration alone where they are missing."""
+    try:
+        bundle = build(recipe, reporter.message)
+    except UserError as error:
+        reporter.warn(f"this would stop the training: {error}")
+        return plan_without_data(recipe)
+    return describe_plan(recipe, bundle.model, plan_for(recipe, bundle))
+
+
 def _refuse_taken(run: Run, resume: str | None, overwrite: bool) -> None:
-    if resume is None and not overwrite and run.path.exists() and any(run.path.iterdir()):
+    if resume is None and not overwrite and is_run(run.path):
         raise UserError(
             "there is a run in this directory already",
             where=str(run.path),
             hint="--resume auto continues it, --overwrite replaces it, output_dir=... goes elsewhere",
+        )
+    if run.path.is_dir() and any(run.path.iterdir()) and not is_run(run.path):
+        raise UserError(
+            "this directory holds other things than a run: it has no recipe.yaml",
+            where=str(run.path),
+            hint="output_dir=... goes elsewhere",
         )
 
 
@@ -102,7 +128,9 @@ def _checkpoint_to_resume(run: Run, resume: str | None) -> Path | None:
         return latest(run)
     path = Path(resume)
     if not (path / "state.json").exists():
-        raise UserError("not a checkpoint: state.json is missing", where=resume, hint="give a checkpoints/step-N folder")
+        raise UserError(
+            "not a checkpoint: state.json is missing", where=resume, hint="give a checkpoints/step-N folder"
+        )
     return path
 
 
@@ -114,57 +142,72 @@ class Progress:
     best_score: float | None = None
     best_step: int | None = None
     seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    """Losses since they were last logged."""
 
 
 class Trainer:
     """The training loop of one run."""
 
     def __init__(
-        self, recipe: Recipe, run: Run, bundle: Bundle, plan: Plan, accelerator: Accelerator, reporter: Reporter
+        self,
+        recipe: Recipe,
+        run: Run,
+        bundle: Bundle,
+        plan: Plan,
+        accelerator: Accelerator,
+        reporter: Reporter,
     ) -> None:
         self.recipe, self.run, self.bundle, self.plan = recipe, run, bundle, plan
         self.accelerator, self.reporter = accelerator, reporter
         self.progress = Progress()
         train = recipe.train
-        self.dataset = bundle.task.dataset(bundle.task.split_name("train"), bundle.processor)
+        auxiliary = bundle.task.auxiliary(bundle.model.backbone, bundle.processor)
+        self.objective = Objective(bundle.model, bundle.task.loss, _weights(recipe), auxiliary)
+        self.dataset = bundle.task.dataset(bundle.task.split_name("train"), bundle.processor, training=True)
         self.samples_per_step = (
             train.per_device_train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
         )
         epochs = train.num_train_epochs or 0
-        self.total_steps = train.max_steps or max(round(epochs * len(self.dataset) / self.samples_per_step), 1)  # type: ignore[arg-type]
-        self.objective = Objective(
-            bundle.model, bundle.task.loss, _weights(recipe), bundle.task.auxiliary(bundle.model.backbone)
-        )
+        self.total_steps = train.max_steps or max(
+            round(epochs * len(self.dataset) / self.samples_per_step), 1
+        )  # type: ignore[arg-type]
         optimizer = make_optimizer(self.objective, recipe.optimizer)
         factor = schedule_factor(recipe.optimizer, self.total_steps)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         self.wrapped, self.optimizer = accelerator.prepare(self.objective, optimizer)
-        self.tracker = _tensorboard(recipe, run) if accelerator.is_main_process else None
+        self.writer = _tensorboard(recipe) if accelerator.is_main_process else None
+        self.tracker: Any = None
 
     # --- the loop ---
 
-    def train(self, checkpoint: Path | None) -> None:
+    def resume(self, checkpoint: Path) -> None:
+        """Go to where a checkpoint was written."""
+        self.progress = Progress(**load_checkpoint(checkpoint, self))
+        self.reporter.message(
+            f"resuming at step {self.progress.step} of {self.total_steps} from {checkpoint}"
+        )
+
+    def train(self) -> None:
         """All steps that are still to do."""
-        if checkpoint is not None:
-            self.progress = Progress(**load_checkpoint(checkpoint, self))
-            self.reporter.message(f"resuming at step {self.progress.step} of {self.total_steps} from {checkpoint}")
+        if self.writer is not None:
+            self.tracker = self.writer(str(self.run.path / "tensorboard"), purge_step=self.progress.step + 1)
         loader = iter(self._loader())
         started, before = time.perf_counter(), self.progress.seconds
-        sums: dict[str, float] = {}
         with self.reporter.track(self.total_steps, "training") as tracker:
             while self.progress.step < self.total_steps:
                 terms = self._step(loader)
                 self.progress.step += 1
                 self.progress.seconds = before + time.perf_counter() - started
                 for name, value in terms.items():
-                    sums[name] = sums.get(name, 0.0) + value
+                    self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
                 if self._due(self.recipe.logging.logging_steps):
-                    tracker.update(self.progress.step, **self._log(sums))
-                    sums = {}
+                    tracker.update(self.progress.step, **self._log(self.progress.sums))
+                    self.progress.sums = {}
                 self._evaluate_and_save()
 
-    def _loader(self) -> DataLoader[Any]:
-        train, task, processor = self.recipe.train, self.bundle.task, self.bundle.processor
+    def _loader(self) -> Loader:
+        train = self.recipe.train
         micro = train.gradient_accumulation_steps * self.accelerator.num_processes
         sampler = StepSampler(
             len(self.dataset),  # type: ignore[arg-type]
@@ -175,12 +218,13 @@ class Trainer:
         )
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         own = [batch for number, batch in enumerate(sampler) if number % processes == rank]
-        return DataLoader(
+        return Loader(
             self.dataset,
-            batch_sampler=own,  # type: ignore[arg-type]
+            self.bundle.task,
+            self.bundle.processor,
+            skip_empty=False,
+            batch_sampler=own,
             num_workers=train.dataloader_num_workers,
-            collate_fn=lambda items: task.collate(items, processor),
-            generator=torch.Generator(),
         )
 
     def _step(self, loader: Any) -> dict[str, float]:
@@ -195,15 +239,34 @@ class Trainer:
             batch = to_device(next(loader), self.accelerator.device)
             with self.accelerator.accumulate(self.wrapped), self.accelerator.autocast():
                 losses = self.wrapped(batch, target, progress)
+                self._stop_unless_finite("loss", losses["loss"])
                 self.accelerator.backward(losses["loss"])
                 if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.recipe.optimizer.max_grad_norm)
+                    norm = self.accelerator.clip_grad_norm_(
+                        self.wrapped.parameters(), self.recipe.optimizer.max_grad_norm
+                    )
+                    if self.accelerator.scaler is None:  # which skips such steps itself
+                        self._stop_unless_finite("gradient norm", norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0.0) + float(value.detach()) / accumulation
         self.scheduler.step()
         return terms
+
+    def _stop_unless_finite(self, what: str, value: torch.Tensor) -> None:
+        """Stop before numbers that are none get into the weights.
+
+        Raises:
+            SmartTrimError: The value is infinite or not a number.
+        """
+        number = float(value.detach())
+        if not math.isfinite(number):
+            raise SmartTrimError(
+                f"training has diverged: the {what} is {number} at step {self.progress.step + 1}",
+                where=str(self.run.path),
+                hint="lower optimizer.learning_rate or its multipliers; earlier checkpoints are intact",
+            )
 
     def target_at(self, progress: float) -> Target | None:
         """What a step aims at; None for plain fine-tuning."""
@@ -257,7 +320,13 @@ class Trainer:
         loader = batches(self.bundle, task.split_name("eval"), settings.batch_size, settings.max_instances)
         result = predict(self.bundle, loader, (mode,), self.reporter, "evaluating")[mode]
         scores = score_summary(task, result)
-        warning = collapse_warning(result.records)
+        if task.metric not in scores:
+            raise UserError(
+                f"split {task.split_name('eval')} has no reference answers, so it gives no {task.metric}",
+                where="task.splits.eval",
+                hint="name a split with annotations",
+            )
+        warning = collapse_warning(result.records, trimmed=bool(model.sites))
         if warning:
             self.reporter.warn(f"step {self.progress.step}: {warning}")
         record = {"step": self.progress.step, "eval": scores} | ({"warning": warning} if warning else {})
@@ -290,8 +359,8 @@ class Trainer:
         calibration = self._calibrate()
         if calibration is not None:
             result["calibration"] = vars(calibration)
-        scores = self._evaluate()
         self._save(self.run.model)
+        scores = self._evaluate()
         result["eval"] = {"split": self.bundle.task.split_name("eval"), **scores}
         if self.accelerator.is_main_process:
             self.run.merge_summary(result)
@@ -311,10 +380,12 @@ class Trainer:
             self.plan.speedup,
             settings.tolerance,
         )
-        text = f"calibrated: threshold {result.threshold:+.3f}, {result.speedup:.3f}x fewer MACs on split {split}"
+        text = f"calibrated: threshold {result.threshold:+.3f}, {result.speedup:.3f}x fewer MACs on {split}"
         self.reporter.message(text)
         if not result.reached:
-            self.reporter.warn(f"the budget of {result.target:.2f}x was not met exactly: {result.speedup:.3f}x")
+            self.reporter.warn(
+                f"the budget of {result.target:.2f}x was not met exactly: {result.speedup:.3f}x"
+            )
         return result
 
 
@@ -328,13 +399,15 @@ def _weights(recipe: Recipe) -> Weights:
     )
 
 
-def _tensorboard(recipe: Recipe, run: Run) -> Any:
+def _tensorboard(recipe: Recipe) -> Any:
     if "tensorboard" not in recipe.logging.report_to:
         return None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(
-            "tensorboard is not installed", where="logging.report_to", hint="pip install 'smarttrim-cli[track]'"
+            "tensorboard is not installed",
+            where="logging.report_to",
+            hint="pip install 'smarttrim-cli[track]'",
         ) from error
-    return SummaryWriter(str(run.path / "tensorboard"))
+    return SummaryWriter

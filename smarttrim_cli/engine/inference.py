@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from smarttrim_cli.engine.artifact import Bundle
+from smarttrim_cli.engine.loading import Loader
 from smarttrim_cli.engine.report import Reporter
+from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.cost import instance_macs, macs_by_part, measured_counts
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.objective import kept_fractions, sites_heads
@@ -34,15 +35,11 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def batches(
     bundle: Bundle, split: str, batch_size: int, limit: int | None = None, workers: int = 0
-) -> DataLoader[Batch]:
-    """Batches of a split, in order. Uses no global random state."""
+) -> Loader:
+    """Batches of a split, in order."""
     dataset = bundle.task.dataset(split, bundle.processor, limit=limit)
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=lambda items: bundle.task.collate(items, bundle.processor),
-        generator=torch.Generator(),
+    return Loader(
+        dataset, bundle.task, bundle.processor, skip_empty=True, batch_size=batch_size, num_workers=workers
     )
 
 
@@ -68,12 +65,16 @@ class Predictions:
 
 @torch.no_grad()
 def predict(
-    bundle: Bundle, loader: DataLoader[Batch], modes: tuple[str, ...], reporter: Reporter, label: str
+    bundle: Bundle, loader: Loader, modes: tuple[str, ...], reporter: Reporter, label: str
 ) -> dict[str, Predictions]:
-    """Run one or more modes over the same batches; the model should be in evaluation mode."""
+    """Run one or more modes over the same batches; the model should be in evaluation mode.
+
+    Raises:
+        UserError: No instance can be used.
+    """
     model, device = bundle.model, device_of(bundle.model)
     results = {mode: Predictions() for mode in modes}
-    expected = len(loader.dataset)  # type: ignore[arg-type]
+    expected = len(loader.dataset)
     with reporter.track(len(loader), label) as tracker:
         for number, batch in enumerate(loader, 1):
             batch = to_device(batch, device)
@@ -85,6 +86,8 @@ def predict(
             tracker.update(number)
     for result in results.values():
         result.skipped = expected - len(result.records)
+        if not result.records:
+            raise UserError(f"none of the {expected} instances can be used: their images are broken")
     return results
 
 
@@ -97,7 +100,9 @@ def add_costs(result: Predictions, model: TrimmedModel, decisions: Any) -> None:
     for part, macs in macs_by_part(model.architecture, counts, model.sites).items():
         total = float(macs.sum()) if isinstance(macs, torch.Tensor) else macs * len(trimmed_B)
         result.parts[part] = result.parts.get(part, 0.0) + total
-    heads = {name: sites_heads(model, Site.parse(name)) for name in model.sites if Site.parse(name).kind != TOKEN}
+    heads = {
+        name: sites_heads(model, Site.parse(name)) for name in model.sites if Site.parse(name).kind != TOKEN
+    }
     for group, fraction_B in kept_fractions(decisions, model.groups, heads).items():
         result.kept.setdefault(group, []).extend(fraction_B.tolist())
 

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from smarttrim_cli.engine.artifact import Bundle, parameter_count
-from smarttrim_cli.engine.build import build, plan_for
+import torch
+
+from smarttrim_cli.engine.artifact import build_backbone, parameter_count
+from smarttrim_cli.engine.build import TYPICAL_TEXT_TOKENS, attach, backbone_section, plan_for_model, start_of
+from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.plan import Plan
 from smarttrim_cli.recipe import Recipe
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:
-    """Predicted costs of a recipe; builds the model, reads the data, trains nothing."""
-    bundle = build(recipe, lambda text: None)
-    return describe_plan(recipe, bundle, plan_for(recipe, bundle))
+    """Predicted costs of a recipe from its configuration alone: no data, no weights, no memory for them."""
+    start = start_of(recipe)
+    if start.config is not None:
+        labels = start.config["num_labels"]
+    else:
+        labels = recipe.task.options_dict().get("num_answers", 3129)
+    with torch.device("meta"):
+        backbone = build_backbone(backbone_section(recipe, start), labels)
+        model = attach(recipe, backbone)
+    return describe_plan(recipe, model, plan_for_model(recipe, model, TYPICAL_TEXT_TOKENS))
 
 
-def describe_plan(recipe: Recipe, bundle: Bundle, plan: Plan) -> dict[str, Any]:
+def describe_plan(recipe: Recipe, model: TrimmedModel, plan: Plan) -> dict[str, Any]:
     """A plan as plain data.
 
     Returns:
@@ -36,7 +46,7 @@ def describe_plan(recipe: Recipe, bundle: Bundle, plan: Plan) -> dict[str, Any]:
         },
         "tokens": plan.tokens,
         "parameters": {
-            "backbone": parameter_count(bundle.model.backbone),
-            "trimmers": parameter_count(bundle.model.trimmers),
+            "backbone": parameter_count(model.backbone),
+            "trimmers": parameter_count(model.trimmers),
         },
     }

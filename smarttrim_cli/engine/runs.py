@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from smarttrim_cli.data.files import read_json
-from smarttrim_cli.engine.files import write_json, write_text
+from smarttrim_cli.engine.files import finite, write_json, write_text
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.recipe import Recipe, load_recipe, resolved_yaml
 
@@ -75,7 +75,7 @@ class Run:
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to the metrics."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(finite(record)) + "\n")
 
     def history(self) -> Iterator[dict[str, Any]]:
         """Lines of the metrics; one cut short by a crash is left out."""
@@ -86,6 +86,12 @@ class Run:
                 yield json.loads(line)
             except json.JSONDecodeError:
                 continue
+
+    def rewind(self, step: int) -> None:
+        """Drop metrics of later steps (a resumed run makes those again) and a line cut short by a crash."""
+        if self.metrics.exists():
+            lines = [json.dumps(record) + "\n" for record in self.history() if record["step"] <= step]
+            write_text(self.metrics, "".join(lines))
 
     def summary(self) -> dict[str, Any]:
         """Results so far."""
@@ -129,7 +135,11 @@ def find_subject(target: str | None, overrides: Sequence[str] = ()) -> Subject:
     """
     if target is None:
         run = newest_run()
-        return Subject(run.recipe(overrides), run) if run else Subject(load_recipe(DEFAULT_RECIPE, overrides), None)
+        return (
+            Subject(run.recipe(overrides), run)
+            if run
+            else Subject(load_recipe(DEFAULT_RECIPE, overrides), None)
+        )
     path = Path(target)
     if is_run(path):
         return Subject(Run(path).recipe(overrides), Run(path))

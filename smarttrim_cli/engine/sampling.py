@@ -1,4 +1,4 @@
-"""Batches of a training run as a function of seed and step, so that a resumed run sees exactly the same ones."""
+"""Batches of a training run as a function of seed and step: a resumed run sees exactly the same ones."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ class StepSampler(Sampler[list[int]]):
             for place in range(number * self.batch_size, (number + 1) * self.batch_size):
                 if place // self.size != epoch:
                     epoch = place // self.size
-                    order = torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed + epoch))
+                    order = torch.randperm(
+                        self.size, generator=torch.Generator().manual_seed(self.seed + epoch)
+                    )
                 batch.append(int(order[place % self.size]))
             yield batch

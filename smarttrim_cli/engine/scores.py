@@ -13,7 +13,7 @@ _COLLAPSED = 0.95
 
 
 def score_summary(task: Task, result: Predictions) -> dict[str, Any]:
-    """Score, standard error, count and scores by type of one model over a split; costs where there are any."""
+    """Score, standard error, count and scores by type of one model on a split; costs if there are any."""
     summary = score_records(task.metric, result.records)
     if result.macs:
         count = len(result.macs)
@@ -27,12 +27,16 @@ def score_summary(task: Task, result: Predictions) -> dict[str, Any]:
 
 
 def score_records(metric: str, records: list[Record]) -> dict[str, Any]:
-    """Score of predictions with its standard error and count, overall and by type; empty without references."""
+    """Score of predictions with standard error and count, overall and by type; empty without references."""
     scored = [record for record in records if record["score"] is not None]
     if not scored:
         return {"count": len(records)}
     overall = mean_with_error([record["score"] for record in scored])
-    summary: dict[str, Any] = {metric: overall.mean, f"{metric}_se": overall.standard_error, "count": overall.count}
+    summary: dict[str, Any] = {
+        metric: overall.mean,
+        f"{metric}_se": overall.standard_error,
+        "count": overall.count,
+    }
     types: dict[str, list[float]] = {}
     for record in scored:
         types.setdefault(record["type"], []).append(record["score"])
@@ -48,7 +52,9 @@ def score_records(metric: str, records: list[Record]) -> dict[str, Any]:
 def paired(first: list[Record], second: list[Record]) -> dict[str, float]:
     """Difference of scores, first minus second, on the same instances, with a 95 % interval."""
     pairs = [
-        (one["score"], two["score"]) for one, two in zip(first, second, strict=True) if one["score"] is not None
+        (one["score"], two["score"])
+        for one, two in zip(first, second, strict=True)
+        if one["score"] is not None
     ]
     if len(pairs) < 2:
         return {}
@@ -56,8 +62,13 @@ def paired(first: list[Record], second: list[Record]) -> dict[str, float]:
     return {"mean": result.mean, "se": result.standard_error, "low": result.low, "high": result.high}
 
 
-def collapse_warning(records: list[Record]) -> str | None:
-    """A warning if nearly all predictions are the same although the references differ."""
+def collapse_warning(records: list[Record], trimmed: bool = True) -> str | None:
+    """A warning if nearly all predictions are the same although the references differ.
+
+    Args:
+        records: Predictions.
+        trimmed: Whether they are a trimmed model's, for the advice.
+    """
     answers = Counter(record["prediction"] for record in records)
     references = Counter(record["reference"] for record in records if record["reference"] is not None)
     if len(records) < 20 or len(references) < 2:
@@ -67,7 +78,8 @@ def collapse_warning(records: list[Record]) -> str | None:
     share = number / len(records)
     if share < _COLLAPSED or share <= usual + 0.02:
         return None
-    return (
-        f"the trimmed model has collapsed: {share:.0%} of its predictions are {answer!r}; "
-        "lower the trimmers' learning rate, or check that stable_init and curriculum are enabled"
-    )
+    what, advice = "model", "train longer, or with another learning rate"
+    if trimmed:
+        what = "trimmed model"
+        advice = "lower the trimmers' learning rate, or check that stable_init and curriculum are enabled"
+    return f"the {what} has collapsed: {share:.0%} of its predictions are {answer!r}; {advice}"

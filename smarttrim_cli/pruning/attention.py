@@ -2,8 +2,8 @@
 
 In ``masked`` mode the weights are exp(a) m / sum(exp(a) m) with the straight-through keep mask m. The exact
 gradient for m needs the weight that a dropped key *would* have; it is had from
-scaled_dot_product_attention itself by a bias column on the keys: -50 for a dropped key leaves it e^-50 of its weight
-in the forward (nothing in float32), and multiplying its gradient by e^50 restores the exact value.
+scaled_dot_product_attention itself by a bias column on the keys: -50 for a dropped key leaves it e^-50 of
+its weight in the forward (nothing in float32), and multiplying its gradient by e^50 restores the exact value.
 
 Legend: B batch, N query tokens, M key tokens, T packed tokens, H heads, E head width.
 """
@@ -11,7 +11,7 @@ Legend: B batch, N query tokens, M key tokens, T packed tokens, H heads, E head 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -66,14 +66,16 @@ class _KeyBias(torch.autograd.Function):
     """Bias of every key from its keep mask; the backward gives the exact gradient of exp(a) m / sum."""
 
     @staticmethod
-    def forward(ctx, keep_BM: Tensor, valid_BM: Tensor, limit: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, keep_BM: Tensor, valid_BM: Tensor, limit: float) -> Tensor:
+        """Bias of every key."""
         ctx.save_for_backward(keep_BM, valid_BM)
         ctx.limit = limit
         bias_BM = torch.where(keep_BM > 0.5, 0.0, DROPPED_BIAS).to(keep_BM.dtype)
         return bias_BM.masked_fill(~valid_BM, PADDING_BIAS)
 
     @staticmethod
-    def backward(ctx, grad_BM: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient of the mask."""
         keep_BM, valid_BM = ctx.saved_tensors
         dropped = torch.exp(torch.tensor(-DROPPED_BIAS, dtype=torch.float64)).item()
         grad_BM = torch.where(keep_BM > 0.5, grad_BM, grad_BM * dropped)
@@ -86,12 +88,15 @@ def key_bias(keep_BM: Tensor, valid_BM: Tensor, limit: float = 1.0) -> Tensor:
     Args:
         keep_BM: 1 keep, 0 drop.
         valid_BM: False on padding.
-        limit: Gradients of the mask are clipped to this: a dropped key with a large logit has an unbounded one.
+        limit: Gradients of the mask are clipped to this: a dropped key with a large logit has an unbounded
+            one.
     """
-    return _KeyBias.apply(keep_BM, valid_BM, limit)  # type: ignore[no-any-return]
+    return _KeyBias.apply(keep_BM, valid_BM, limit)
 
 
-def _masked_attention(p: Projections, query: Tensor, memory: Tensor, state: AttentionState, training: bool) -> Tensor:
+def _masked_attention(
+    p: Projections, query: Tensor, memory: Tensor, state: AttentionState, training: bool
+) -> Tensor:
     assert isinstance(state.memory, MaskedStream)
     q, k, v = (x.transpose(-2, -3) for x in p.project(query, memory, None))  # (B, H, N|M, E)
     keep_BM, valid_BM = state.memory.keep_BN, state.memory.valid_BN
@@ -134,13 +139,19 @@ def _packed_attention(p: Projections, query: Tensor, memory: Tensor, state: Atte
 
 
 def _packed_all_heads(
-    p: Projections, query: Tensor, memory: Tensor, query_lengths: tuple[int, ...], memory_lengths: tuple[int, ...]
+    p: Projections,
+    query: Tensor,
+    memory: Tensor,
+    query_lengths: tuple[int, ...],
+    memory_lengths: tuple[int, ...],
 ) -> Tensor:
     """All heads kept by all: one projection for the whole batch, attention per segment."""
     q, k, v = (x.transpose(-2, -3) for x in p.project(query, memory, None))  # (1, H, T, E)
     if len(query_lengths) == 1:
         return p.merge(F.scaled_dot_product_attention(q, k, v, scale=p.scale).transpose(-2, -3), None)
-    parts = zip(q.split(query_lengths, 2), k.split(memory_lengths, 2), v.split(memory_lengths, 2), strict=True)
+    parts = zip(
+        q.split(query_lengths, 2), k.split(memory_lengths, 2), v.split(memory_lengths, 2), strict=True
+    )
     out = torch.cat([F.scaled_dot_product_attention(a, b, c, scale=p.scale) for a, b, c in parts], 2)
     return p.merge(out.transpose(-2, -3), None)
 

@@ -33,7 +33,8 @@ class Calibration:
 def measured_speedup(model: TrimmedModel, batches: Iterable[Any]) -> float:
     """Mean MACs of the full model over mean MACs of the trimmed one, at the current threshold.
 
-    Decisions are taken in ``masked`` mode, which is the faster one for a batch of small models; they are the same.
+    Decisions are taken in ``masked`` mode, which is the faster one for a batch of small models; they are the
+    same.
     """
     trimmed, full = 0.0, 0.0
     for batch in batches:

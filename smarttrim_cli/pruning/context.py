@@ -1,7 +1,8 @@
-"""One forward context per pass: streams, CLS vectors, decisions. Backbones call ``enter``, ``trim`` and ``leave``.
+"""One forward context per pass: streams, CLS vectors, decisions.
 
-Without a context (mode ``full``) the three functions return their input: the host model runs as it is. The two
-streams of a co-attention layer are trimmed in one call, before either side runs, since each attends to the other.
+Backbones call ``enter``, ``trim`` and ``leave``. Without a context (mode ``full``) these return their input: the
+host model runs as it is. The two streams of a co-attention layer are trimmed in one call, before either side
+runs, since each attends to the other.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from smarttrim_cli.pruning.attention import AttentionState
 from smarttrim_cli.pruning.decisions import Decisions, keep_grid, unpack
 from smarttrim_cli.pruning.gumbel import gumbel_sigmoid, hard_mask, logistic_noise, straight_through
 from smarttrim_cli.pruning.sites import CROSS_HEAD, SELF_HEAD, TOKEN, Architecture, LayerSpec, Site
-from smarttrim_cli.pruning.stream import MaskedStream, PackedStream, Stream, begin_masked, begin_packed, with_keep
+from smarttrim_cli.pruning.stream import (
+    MaskedStream,
+    PackedStream,
+    Stream,
+    begin_masked,
+    begin_packed,
+    with_keep,
+)
 from smarttrim_cli.trimmers.base import TokenView
 
 _current: ContextVar[ForwardContext | None] = ContextVar("smarttrim_forward", default=None)
@@ -51,8 +59,8 @@ class ForwardContext:
         instance_ids_B: Identity of the instances, for trimmers that draw at random.
         log_scores: Keep the scores of every site in the decisions.
 
-    What was decided is only noted while running; :meth:`decisions` lays it out afterwards, so that a forward whose
-    decisions nobody reads pays nothing for them.
+    What was decided is only noted while running; :meth:`decisions` lays it out afterwards, so that a forward
+    whose decisions nobody reads pays nothing for them.
     """
 
     mode: str
@@ -90,7 +98,9 @@ class ForwardContext:
         for stream, (_, hidden) in layers.items():
             self.cls[stream] = self.streams[stream].cls_BD(hidden)
         heads = {s: self._decide_heads(self.architecture.layer(s, i)) for s, (i, _) in layers.items()}
-        trimmed = {s: self._trim_tokens(self.architecture.layer(s, i), hidden) for s, (i, hidden) in layers.items()}
+        trimmed = {
+            s: self._trim_tokens(self.architecture.layer(s, i), hidden) for s, (i, hidden) in layers.items()
+        }
         for stream, (index, _) in layers.items():
             self._prepare_attention(self.architecture.layer(stream, index), heads[stream])
         return trimmed
@@ -108,7 +118,7 @@ class ForwardContext:
     def _trim_tokens(self, spec: LayerSpec, hidden: Tensor) -> Tensor:
         site = Site(spec.stream, spec.index, TOKEN)
         stream = self.streams[spec.stream]
-        trimmer = self.trimmers[site.name] if site.name in self.trimmers else None
+        trimmer = self.trimmers.get(site.name)
         if trimmer is not None:
             stream, hidden = self._apply(site, trimmer, spec, stream, hidden)
             self.streams[spec.stream] = stream
@@ -190,8 +200,9 @@ class ForwardContext:
             out.keep[name] = mask_BH.detach() > 0.5
             out.counts[name] = mask_BH.sum(1)
         for name, (scored, scores) in self.score_log.items():
-            packed = isinstance(scored, PackedStream)
-            out.scores[name] = unpack(scored, scores[0], float("nan")) if packed else scores
+            if isinstance(scored, PackedStream):
+                scores = unpack(scored, scores[0], float("nan"))
+            out.scores[name] = scores
         return out
 
     def _every_head(self, site: Site) -> Tensor:
@@ -237,7 +248,11 @@ def enter(stream: str, hidden_BND: Tensor, valid_BN: Tensor | None = None) -> Te
 
 
 def trim(**layers: tuple[int, Tensor]) -> tuple[Tensor, ...]:
-    """Trim the streams at the input of their next layers: ``x, y = trim(text=(7, x), vision=(12, y))``."""
+    """Hidden states of some streams, trimmed at the input of their next layers.
+
+    Args:
+        layers: Stream to (layer index, hidden states), as in ``x, y = trim(text=(7, x), vision=(12, y))``.
+    """
     context = _current.get()
     if context is None:
         return tuple(hidden for _, hidden in layers.values())

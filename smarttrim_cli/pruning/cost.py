@@ -1,9 +1,9 @@
 """Analytic MACs of a trimmed forward pass, counted as torchprofile counts them.
 
 Everything is a polynomial in the numbers of kept tokens and heads, so the same functions serve plain numbers
-(predictions before training), tensors with one entry per instance (evaluation) and tensors with gradients (a cost
-loss on MACs). torchprofile counts linear, matmul, attention and convolution, and one MAC per element of mul and
-layer_norm outputs; GELU, softmax and additions count nothing.
+(predictions before training), tensors with one entry per instance (evaluation) and tensors with gradients (a
+cost loss on MACs). torchprofile counts linear, matmul, attention and convolution, and one MAC per element of
+mul and layer_norm outputs; GELU, softmax and additions count nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from smarttrim_cli.pruning.decisions import Decisions
-from smarttrim_cli.pruning.sites import CROSS_HEAD, SELF_HEAD, TOKEN, Architecture, AttentionSpec, LayerSpec, Site
+from smarttrim_cli.pruning.sites import (
+    CROSS_HEAD,
+    SELF_HEAD,
+    TOKEN,
+    Architecture,
+    AttentionSpec,
+    LayerSpec,
+    Site,
+)
 from smarttrim_cli.trimmers._profile import kept_by_layer
 
 Number = Any
@@ -54,7 +62,7 @@ def tokens_after(counts: Counts, stream: str, layer: int) -> Number:
 
 
 def macs_by_part(
-    architecture: Architecture, counts: Counts, trimmers: Mapping[str, nn.Module] | None = None
+    architecture: Architecture, counts: Counts, trimmers: Mapping[str, Any] | None = None
 ) -> dict[str, Number]:
     """MACs of every part of the model, trimmers as a part of their own."""
     parts: dict[str, Number] = {}
@@ -76,7 +84,7 @@ def macs_by_part(
 
 
 def total_macs(
-    architecture: Architecture, counts: Counts, trimmers: Mapping[str, nn.Module] | None = None
+    architecture: Architecture, counts: Counts, trimmers: Mapping[str, Any] | None = None
 ) -> Number:
     """MACs of the whole forward pass."""
     return sum(macs_by_part(architecture, counts, trimmers).values())
@@ -113,7 +121,7 @@ def measured_counts(decisions: Decisions) -> Counts:
     return counts
 
 
-def instance_macs(model: nn.Module, decisions: Decisions) -> tuple[Tensor, Tensor]:
+def instance_macs(model: Any, decisions: Decisions) -> tuple[Tensor, Tensor]:
     """MACs (B,) of every instance trimmed, and what the full model would have cost it."""
     counts = measured_counts(decisions)
     counts = {name: value.double() for name, value in counts.items()}

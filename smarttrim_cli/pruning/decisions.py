@@ -15,10 +15,13 @@ class Decisions:
     """Decisions of one forward pass.
 
     Attributes:
-        keep: Site name to keep mask: (B, N) in original positions for tokens (cumulative), (B, H) for heads; boolean.
-        scores: Site name to scores, with the shape of the mask; NaN where a token was dropped before (``packed``).
+        keep: Site name to keep mask: (B, N) in original positions for tokens (cumulative), (B, H) for heads;
+            boolean.
+        scores: Site name to scores, with the shape of the mask; NaN where a token was dropped before
+            (``packed``).
         valid: Stream name to the mask of real tokens, (B, N).
-        counts: Site name to kept tokens or heads per instance, (B,); float and differentiable in ``masked`` mode.
+        counts: Site name to kept tokens or heads per instance, (B,); float and differentiable in ``masked``
+            mode.
     """
 
     keep: dict[str, Tensor] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """From scores to decisions: Gumbel-sigmoid relaxation (Eq. 8) with a straight-through hard mask.
 
-Feasibility runs showed that soft masks leak (training accuracy above evaluation): the forward pass uses the hard
-mask, the backward pass the relaxation.
+Feasibility runs showed that soft masks leak (training accuracy above evaluation): the forward pass uses the
+hard mask, the backward pass the relaxation.
 """
 
 from __future__ import annotations

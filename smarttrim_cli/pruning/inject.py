@@ -1,13 +1,14 @@
 """Attach trimmers to a host model in place: its modules, names and weights stay as they are.
 
-The class of every attention module at a site is swapped for a subclass that asks the running context what to do, and
-falls back to the host's own forward when there is none. A swapped class, unlike a patched method, survives deepcopy.
+The class of every attention module at a site is swapped for a subclass that asks the running context what to
+do, and falls back to the host's own forward when there is none. A swapped class, unlike a patched method,
+survives deepcopy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,20 +22,20 @@ from smarttrim_cli.pruning.sites import CROSS_HEAD, SELF_HEAD, Architecture, Sit
 _SITE = "_smarttrim_site"
 
 
-def _timm_forward(host: type[nn.Module]) -> Callable[..., Any]:
-    def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _timm_forward(host: Any) -> Callable[..., Any]:
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         context = current()
         if context is None:
-            return host.forward(self, x, *args, **kwargs)  # type: ignore[no-any-return]
+            return host.forward(self, x, *args, **kwargs)
         state = context.attention[getattr(self, _SITE)]
-        return self.proj_drop(attend(TimmProjections(self), x, x, state, self.training))  # type: ignore[no-any-return]
+        return self.proj_drop(attend(TimmProjections(self), x, x, state, self.training))
 
     return forward
 
 
-def _bert_forward(host: type[nn.Module]) -> Callable[..., Any]:
+def _bert_forward(host: Any) -> Callable[..., Any]:
     def forward(
-        self: nn.Module,
+        self: Any,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
@@ -43,9 +44,7 @@ def _bert_forward(host: type[nn.Module]) -> Callable[..., Any]:
     ) -> tuple[Tensor, None]:
         context = current()
         if context is None:
-            return host.forward(  # type: ignore[no-any-return]
-                self, hidden_states, attention_mask, encoder_hidden_states, *args, **kwargs
-            )
+            return host.forward(self, hidden_states, attention_mask, encoder_hidden_states, *args, **kwargs)
         state = context.attention[getattr(self, _SITE)]
         memory = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         out = attend(BertProjections(self), hidden_states, memory, state, self.training)
@@ -57,8 +56,8 @@ def _bert_forward(host: type[nn.Module]) -> Callable[..., Any]:
 _FORWARDS = {"timm": _timm_forward, "bert": _bert_forward}
 
 
-@lru_cache(maxsize=None)
-def _context_aware(host: type[nn.Module], style: str) -> type[nn.Module]:
+@cache
+def _context_aware(host: Any, style: str) -> type[nn.Module]:
     return type(f"Trimmable{host.__name__}", (host,), {"forward": _FORWARDS[style](host)})
 
 
@@ -77,6 +76,6 @@ def attach_attention(backbone: nn.Module, architecture: Architecture) -> None:
                 continue
             if spec.style not in ADAPTERS:
                 raise UserError(f"no attention adapter named {spec.style!r}", where=spec.path)
-            ADAPTERS[spec.style].check(module, spec.path)  # type: ignore[attr-defined]
+            ADAPTERS[spec.style].check(module, spec.path)
             module.__class__ = _context_aware(type(module), spec.style)
             setattr(module, _SITE, Site(layer.stream, layer.index, kind).name)

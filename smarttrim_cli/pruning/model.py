@@ -23,7 +23,7 @@ Build = Callable[[SiteInfo], Trimmer]
 
 @dataclass(frozen=True)
 class Forward:
-    """Result of a forward pass: the backbone's output and the context it ran under (None in mode ``full``)."""
+    """Result of a forward pass: the backbone's output and its context (None in mode ``full``)."""
 
     output: Any
     context: ForwardContext | None
@@ -41,7 +41,9 @@ def site_info(architecture: Architecture, site: Site) -> SiteInfo:
     spec = architecture.layer(site.stream, site.layer)
     attention = spec.self_attention if site.kind == "self_head" else spec.cross_attention
     heads = 0 if site.kind == TOKEN or attention is None else attention.heads
-    return SiteInfo(site.name, site.layer, architecture.depth(site.stream), spec.width, spec.guide_width, heads)
+    return SiteInfo(
+        site.name, site.layer, architecture.depth(site.stream), spec.width, spec.guide_width, heads
+    )
 
 
 def build_trimmers(
@@ -60,7 +62,8 @@ class TrimmedModel(nn.Module):
     """A backbone with trimmers attached in place.
 
     Args:
-        backbone: The host; must have ``architecture() -> Architecture`` and call ``enter``/``trim``/``leave``.
+        backbone: The host; must have ``architecture() -> Architecture`` and call
+            ``enter``/``trim``/``leave``.
         trimmers: Site name to trimmer.
 
     The module tree is ``backbone.*`` (the host's own names) and ``trimmers.*``.
@@ -68,7 +71,9 @@ class TrimmedModel(nn.Module):
 
     threshold: Tensor
 
-    def __init__(self, backbone: nn.Module, trimmers: Mapping[str, nn.Module]) -> None:
+    backbone: Any
+
+    def __init__(self, backbone: Any, trimmers: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.backbone = backbone
         self.architecture: Architecture = backbone.architecture()
@@ -77,7 +82,7 @@ class TrimmedModel(nn.Module):
         self.register_buffer("threshold", torch.zeros(()))
 
     @property
-    def sites(self) -> dict[str, nn.Module]:
+    def sites(self) -> dict[str, Any]:
         """Site name to trimmer."""
         return {_name(key): module for key, module in self.trimmers.items()}
 
@@ -129,7 +134,7 @@ class TrimmedModel(nn.Module):
 
     def start_keeping(self, keep_logit: float) -> None:
         """Stable initialisation of every trimmer."""
-        for trimmer in self.trimmers.values():
+        for trimmer in self.sites.values():
             trimmer.start_keeping(keep_logit)
 
     def set_targets(self, kept: Mapping[str, float]) -> None:

@@ -64,7 +64,8 @@ def macs_loss(ratio: Tensor, target: float) -> Tensor:
 def distillation_loss(trimmed: Tensor, full: Tensor, temperature: float = 1.0) -> Tensor:
     """D_KL(f(x, P) || f(x, 0)) of Eq. 11, mean over instances.
 
-    The full model's logits are a fixed reference here: it learns from its own task loss (the first term of Eq. 11).
+    The full model's logits are a fixed reference here: it learns from its own task loss (the first term of
+    Eq. 11).
 
     Args:
         trimmed: Logits of the trimmed model, (B, C).
@@ -138,13 +139,15 @@ class Objective(nn.Module):
         self.weights = weights
         self.auxiliary = auxiliary
         self.heads = {
-            name: sites_heads(model, Site.parse(name)) for name in model.sites if Site.parse(name).kind != TOKEN
+            name: sites_heads(model, Site.parse(name))
+            for name in model.sites
+            if Site.parse(name).kind != TOKEN
         }
 
     def forward(self, batch: Any, target: Target | None, progress: float) -> dict[str, Tensor]:
         """Losses of a batch: ``loss`` (to minimise) and its terms, and ``kept/<group>``."""
         if self.auxiliary is not None:
-            return self.auxiliary(batch, progress)  # type: ignore[no-any-return]
+            return self.auxiliary(batch, progress)
         if target is None:
             loss = self.task_loss(self.model(batch.inputs, "full").output, batch)
             return {"loss": loss, "task": loss.detach()}

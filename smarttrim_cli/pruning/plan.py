@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from torch import nn
+from typing import Any
 
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.cost import full_counts, macs_by_part, planned_counts, total_macs
@@ -19,7 +18,7 @@ PROPORTIONS = {
     "cross_head.vision": 0.6,
     "cross_head.text": 0.6,
 }
-"""Relative sparsities when only a speed-up is given: image tokens are the most redundant, text tokens the least."""
+"""Relative sparsities when only a speed-up is given: image tokens are the most redundant."""
 
 _MOST = 0.95
 
@@ -48,7 +47,7 @@ class Plan:
 
 def make_plan(
     architecture: Architecture,
-    trimmers: Mapping[str, nn.Module],
+    trimmers: Mapping[str, Any],
     groups: list[str],
     tokens: Mapping[str, float],
     sparsity: Mapping[str, float] | None,
@@ -82,7 +81,7 @@ def make_plan(
 
 def solve(
     architecture: Architecture,
-    trimmers: Mapping[str, nn.Module],
+    trimmers: Mapping[str, Any],
     proportions: Mapping[str, float],
     tokens: Mapping[str, float],
     speedup: float,
@@ -104,7 +103,7 @@ def solve(
     low, high = 0.0, _MOST * largest / min(share for share in proportions.values() if share > 0)
     if reached(high) < speedup:
         raise UserError(
-            f"a speed-up of {speedup}x cannot be reached: {reached(high):.2f}x when {_MOST:.0%} is removed everywhere",
+            f"{speedup}x cannot be reached: at most {reached(high):.2f}x, removing {_MOST:.0%} everywhere",
             where="pruning.target_speedup",
         )
     for _ in range(60):

@@ -5,6 +5,8 @@ One adapter per style of host code: timm's fused ``qkv`` and the BERT family's `
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,14 +25,18 @@ def _columns(weight: Tensor, heads: Tensor, head_dim: int) -> Tensor:
 
 def _linear_rows(x: Tensor, linear: nn.Linear, heads: Tensor | None, head_dim: int) -> Tensor:
     if heads is None:
-        return linear(x)  # type: ignore[no-any-return]
+        return linear(x)
     bias = None if linear.bias is None else _rows(linear.bias, heads, head_dim)
     return F.linear(x, _rows(linear.weight, heads, head_dim), bias)
 
 
 def _merge(context: Tensor, linear: nn.Linear, heads: Tensor | None, head_dim: int) -> Tensor:
     flat = context.flatten(-2)
-    return linear(flat) if heads is None else F.linear(flat, _columns(linear.weight, heads, head_dim), linear.bias)
+    return (
+        linear(flat)
+        if heads is None
+        else F.linear(flat, _columns(linear.weight, heads, head_dim), linear.bias)
+    )
 
 
 def _bias_only(query: Tensor, linear: nn.Linear) -> Tensor:
@@ -42,7 +48,7 @@ def _bias_only(query: Tensor, linear: nn.Linear) -> Tensor:
 class TimmProjections:
     """``timm.layers.Attention``: one fused ``qkv``, optional norms of queries and keys, ``proj``."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         self.module = module
         self.num_heads, self.head_dim, self.scale = module.num_heads, module.head_dim, module.scale
         self.dropout = module.attn_drop.p
@@ -54,12 +60,13 @@ class TimmProjections:
         normed = not isinstance(getattr(module, "norm", nn.Identity()), nn.Identity)
         if gated or normed or not hasattr(module, "qkv"):
             raise UserError(
-                f"attention {type(module).__name__} with gates, output norms or split projections is not supported",
+                f"{type(module).__name__} with gates, output norms or split projections is not supported",
                 where=path,
                 hint="choose a timm ViT built on timm.layers.Attention",
             )
 
     def project(self, query: Tensor, memory: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``Projections``."""
         m, dim = self.module, self.head_dim
         if heads is None:
             q, k, v = m.qkv(query).unflatten(-1, (3, -1, dim)).unbind(-3)
@@ -72,16 +79,18 @@ class TimmProjections:
         return m.q_norm(q), m.k_norm(k), v
 
     def merge(self, context: Tensor, heads: Tensor | None) -> Tensor:
+        """See ``Projections``."""
         return _merge(context, self.module.proj, heads, self.head_dim)
 
     def empty(self, query: Tensor) -> Tensor:
+        """See ``Projections``."""
         return _bias_only(query, self.module.proj)
 
 
 class BertProjections:
     """The BERT family: ``self.query/key/value`` and the sibling ``output.dense``."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         inner = module.self
         self.module, self.inner = module, inner
         self.num_heads, self.head_dim = inner.num_attention_heads, inner.attention_head_size
@@ -96,18 +105,21 @@ class BertProjections:
             raise UserError(f"attention {type(module).__name__} is not of the BERT family", where=path)
 
     def project(self, query: Tensor, memory: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``Projections``."""
         pairs = ((query, self.inner.query), (memory, self.inner.key), (memory, self.inner.value))
         q, k, v = (
-            _linear_rows(x, linear, heads, self.head_dim).unflatten(-1, (-1, self.head_dim)) for x, linear in pairs
+            _linear_rows(x, linear, heads, self.head_dim).unflatten(-1, (-1, self.head_dim))
+            for x, linear in pairs
         )
         return q, k, v
 
     def merge(self, context: Tensor, heads: Tensor | None) -> Tensor:
+        """See ``Projections``."""
         return _merge(context, self.module.output.dense, heads, self.head_dim)
 
     def empty(self, query: Tensor) -> Tensor:
+        """See ``Projections``."""
         return _bias_only(query, self.module.output.dense)
 
 
-ADAPTERS = {"timm": TimmProjections, "bert": BertProjections}
-
+ADAPTERS: dict[str, Any] = {"timm": TimmProjections, "bert": BertProjections}

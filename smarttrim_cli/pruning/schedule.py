@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 def linear_schedule(target: float, progress: float, end_ratio: float) -> float:
-    """gamma_p at a point of training: from 1.0 linearly to its target, reached after ``end_ratio`` of all steps.
+    """gamma_p at a point of training: from 1.0 linearly to its target.
 
     Args:
         target: Final kept fraction.

@@ -1,6 +1,7 @@
 """What a backbone tells about itself: its streams, layers and the sites where pruning happens.
 
-A site is (stream, layer, kind); kind is ``token``, ``self_head`` or ``cross_head``. Layers are counted along a
+A site is (stream, layer, kind); kind is ``token``, ``self_head`` or ``cross_head``. Layers are counted along
+a
 stream: a vision stream of 12 encoder layers and 6 cross-modal layers has layers 0..17.
 """
 

@@ -88,7 +88,9 @@ class PackedStream:
     def select(self, keep_T: Tensor) -> tuple[PackedStream, Tensor]:
         """The stream without the dropped tokens, and the indices of those that stay."""
         index_K = keep_T.nonzero().squeeze(1)
-        return packed_from(self.segment_T[index_K], self.positions_T[index_K], len(self.lengths), self.size), index_K
+        return packed_from(
+            self.segment_T[index_K], self.positions_T[index_K], len(self.lengths), self.size
+        ), index_K
 
 
 Stream = MaskedStream | PackedStream

@@ -1,6 +1,7 @@
 """What the engine asks of a task.
 
-A task file has ``Options`` (its recipe section) and ``build(options, log) -> Task``. A new task is one new file.
+A task file has ``Options`` (its recipe section) and ``build(options, log) -> Task``. A new task is one new
+file.
 """
 
 from __future__ import annotations
@@ -14,9 +15,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from smarttrim_cli.data.processor import Processor
+from smarttrim_cli.errors import UserError
+
+
+class EmptyBatch(UserError):
+    """A batch in which no sample can be used."""
+
 
 Record = dict[str, Any]
-"""One prediction, JSON-serialisable; ``id``, ``prediction``, ``score`` (None without a reference) and ``type``."""
+"""A prediction, JSON-serialisable: ``id``, ``prediction``, ``type``, ``score`` (None without reference)."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +73,26 @@ class Task(Protocol):
         """Width of the backbone's classification head."""
         ...
 
-    def dataset(self, split: str, processor: Processor, *, limit: int | None = None) -> Dataset[Any]:
-        """Samples of a split, decoded."""
+    def dataset(
+        self, split: str, processor: Processor, *, limit: int | None = None, training: bool = False
+    ) -> Dataset[Any]:
+        """Samples of a split, decoded; ``limit`` takes so many, spread evenly."""
         ...
 
     def collate(self, items: Sequence[Any], processor: Processor) -> Batch:
-        """Items of the data set to a batch."""
+        """Items of the data set to a batch.
+
+        Raises:
+            EmptyBatch: None of them can be used.
+        """
         ...
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Task loss, a scalar: mean over instances."""
         ...
 
-    def auxiliary(self, backbone: nn.Module) -> nn.Module | None:
-        """Extra losses for training from scratch: a module called as ``module(batch, progress)``, or None."""
+    def auxiliary(self, backbone: nn.Module, processor: Processor) -> nn.Module | None:
+        """Losses in place of the task loss, to train from scratch: ``module(batch, progress)``; or None."""
         ...
 
     def predict(self, logits: Tensor, batch: Batch) -> list[Record]:

@@ -1,11 +1,10 @@
-"""Visual question answering as classification over a vocabulary of answers (VQA v2, and scenes in its layout).
+"""Visual question answering as classification over a vocabulary of answers (VQA v2 and its layout).
 
 Loss as in METER: binary cross-entropy with soft targets, mean times the number of answers.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from smarttrim_cli.data.vocab import AnswerVocab
 from smarttrim_cli.data.vqa_v2 import VqaSample
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.metrics.vqa_accuracy import vqa_accuracy
-from smarttrim_cli.tasks.base import Batch, Record
+from smarttrim_cli.tasks.base import Batch, EmptyBatch, Record
 
 _ANSWERS_FILE = "answers.json"
 Item = tuple[VqaSample, Tensor]
@@ -47,9 +46,16 @@ class Options(BaseModel):
     data: dict[str, Any] = Field(description="{name: scenes, ...} or {name: vqa_v2, data_dir: ...}")
     splits: Splits = Field(default=Splits(), description="names of the splits")
     answers: str | None = Field(
-        default=None, description="JSON file {answer: index}; null: from the model folder, else from training data"
+        default=None,
+        description="JSON file {answer: index} for a new model; null: from the training data",
     )
     min_answer_count: int = Field(default=9, ge=1, description="answers rarer than this are no class")
+    num_answers: int = Field(
+        default=3129, ge=2, description="number of answers of a model built without data"
+    )
+    types: Literal["question_type", "answer_type"] = Field(
+        default="answer_type", description="what accuracy is broken down by"
+    )
     on_bad_sample: Literal["error", "skip"] = Field(default="error", description="what a broken image does")
 
     @field_validator("data")
@@ -108,9 +114,11 @@ class VqaTask:
 
     def samples(self, split: str, *, require_answers: bool = False) -> list[VqaSample]:
         """Questions of a split, read once."""
-        if split not in self._cache:
+        if split not in self._cache or (require_answers and self._cache[split][0].answers is None):
             images = self.options.data.get("images_dir")
-            self._cache[split] = vqa_v2.read(self.folder, split, require_answers=require_answers, images_dir=images)
+            self._cache[split] = vqa_v2.read(
+                self.folder, split, require_answers=require_answers, images_dir=images
+            )
         return self._cache[split]
 
     def texts(self, split: str) -> list[str]:
@@ -118,14 +126,25 @@ class VqaTask:
         return [sample.question for sample in self.samples(split)]
 
     def prepare_labels(self, folder: Path | None) -> None:
-        """Answers from the recipe's file, else the model folder, else the training split."""
-        if self.options.answers is not None:
-            self.vocab = AnswerVocab.load(Path(self.options.answers))
-        elif folder is not None and (folder / _ANSWERS_FILE).exists():
+        """Answers from the model folder, else the recipe's file, else the training split."""
+        if folder is not None and (folder / _ANSWERS_FILE).exists():
             self.vocab = AnswerVocab.load(folder / _ANSWERS_FILE)
+            self._refuse_other_answers(folder)
+        elif self.options.answers is not None:
+            self.vocab = AnswerVocab.load(Path(self.options.answers))
         else:
             samples = self.samples(self.split_name("train"), require_answers=True)
             self.vocab = AnswerVocab.from_samples(samples, self.options.min_answer_count)
+
+    def _refuse_other_answers(self, folder: Path) -> None:
+        """The recipe's file has to agree with the model, where it is at hand: an exported model does without."""
+        file = Path(self.options.answers or "")
+        if self.options.answers and file.exists() and AnswerVocab.load(file) != self.vocab:
+            raise UserError(
+                f"not the answers of the model in {folder}, which has {self.num_labels} of its own",
+                where=f"task.answers, {file}",
+                hint="leave it out: with a model, the answers come from there",
+            )
 
     def save_labels(self, folder: Path) -> None:
         """Write ``answers.json``."""
@@ -141,18 +160,42 @@ class VqaTask:
         """Number of answers."""
         return len(self._vocab())
 
-    def dataset(self, split: str, processor: Processor, *, limit: int | None = None) -> VqaDataset:
-        """Samples of a split; ``limit`` takes them evenly over the split."""
-        samples = self.samples(split)
+    def dataset(
+        self, split: str, processor: Processor, *, limit: int | None = None, training: bool = False
+    ) -> Dataset[Any]:
+        """Questions of a split; ``limit`` takes so many, spread evenly. Training needs answers."""
+        samples = self.samples(split, require_answers=training)
+        if training:
+            self._count_unanswerable(samples, split)
         if limit is not None and limit < len(samples):
             samples = [samples[index * len(samples) // limit] for index in range(limit)]
         return VqaDataset(samples, processor, self.options.on_bad_sample == "skip")
+
+    def _count_unanswerable(self, samples: Sequence[VqaSample], split: str) -> None:
+        """Say how many questions have no answer that the model can give; refuse if none has."""
+        missing = self._vocab().count_unanswerable(samples)
+        if missing == len(samples):
+            raise UserError(
+                f"none of the {missing} questions of split {split} has an answer in the vocabulary "
+                f"(such as {samples[0].answers[0]!r})",  # type: ignore[index]
+                where="task",
+                hint="the model's answers.json, or task.answers, is of other data",
+            )
+        if missing:
+            self.log(
+                f"{missing} of {len(samples)} questions of split {split} have no answer in the vocabulary: "
+                "nothing is right for them"
+            )
 
     def collate(self, items: Sequence[Item | None], processor: Processor) -> Batch:
         """Pad texts, stack images, lay out soft targets (B, answers)."""
         good = [item for item in items if item is not None]
         if not good:
-            raise UserError("every image of a batch is broken", where="task.on_bad_sample")
+            raise EmptyBatch(
+                f"all {len(items)} images of a batch are broken, so there is nothing to skip to",
+                where="task.on_bad_sample",
+                hint="on_bad_sample: error names the first of them",
+            )
         samples = [sample for sample, _ in good]
         inputs = processor.batch([pixels for _, pixels in good], [sample.question for sample in samples])
         targets = torch.zeros(len(good), self.num_labels)
@@ -167,14 +210,14 @@ class VqaTask:
         targets = batch.targets["answers"]
         return F.binary_cross_entropy_with_logits(logits.float(), targets) * targets.shape[1]
 
-    def auxiliary(self, backbone: nn.Module) -> nn.Module | None:
+    def auxiliary(self, backbone: nn.Module, processor: Processor) -> nn.Module | None:
         """None: the answers alone."""
         return None
 
     def predict(self, logits: Tensor, batch: Batch) -> list[Record]:
         """The likeliest answer of every question."""
         answers = [self._vocab().answers[index] for index in logits.argmax(-1).tolist()]
-        return [_record(sample, answer) for sample, answer in zip(batch.samples, answers, strict=True)]
+        return [self._record(sample, answer) for sample, answer in zip(batch.samples, answers, strict=True)]
 
     def answer(self, logits: Tensor) -> list[str]:
         """Answers of logits (B, answers), without references."""
@@ -186,48 +229,30 @@ class VqaTask:
         unknown = [record["id"] for record in records if record["id"] not in by_id]
         if unknown:
             raise UserError(
-                f"{len(unknown)} predictions are for questions that are not in split {split}, such as {unknown[0]}"
+                f"{len(unknown)} of {len(records)} predictions are for questions that split {split} does not "
+                f"have, such as question_id {unknown[0]}",
+                where=str(self.folder),
+                hint="name the split they were made on with --split",
             )
-        return [_record(by_id[record["id"]], record["prediction"]) for record in records]
+        odd = next((record for record in records if not isinstance(record["prediction"], str)), None)
+        if odd is not None:
+            text = f"the prediction for question_id {odd['id']} is {odd['prediction']!r}, not a text"
+            raise UserError(text)
+        return [self._record(by_id[record["id"]], record["prediction"]) for record in records]
+
+    def _record(self, sample: VqaSample, answer: str) -> Record:
+        return {
+            "id": sample.question_id,
+            "type": getattr(sample, self.options.types) or "all",
+            "question": sample.question,
+            "prediction": answer,
+            "reference": sample.major_answer,
+            "score": None if sample.answers is None else vqa_accuracy(answer, sample.answers),
+        }
 
     def submission(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         """The official result format: ``[{question_id, answer}, ...]``."""
         return [{"question_id": record["id"], "answer": record["prediction"]} for record in records]
-
-
-def _record(sample: VqaSample, answer: str) -> Record:
-    score = None if sample.answers is None else vqa_accuracy(answer, sample.answers)
-    kind = sample.question_type or sample.answer_type or "all"
-    return {
-        "id": sample.question_id,
-        "type": kind,
-        "question": sample.question,
-        "prediction": answer,
-        "reference": None if sample.answers is None else sample.major_answer,
-        "score": score,
-    }
-
-
-def read_predictions(path: Path) -> list[Record]:
-    """Predictions from a JSON-lines file.
-
-    Raises:
-        UserError: The file cannot be read or a line is no prediction.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the predictions: {error}", where=str(path)) from error
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            records.append({"id": record["id"], "prediction": record["prediction"]})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"not a prediction ({error!r})", where=f"{path}:{number}") from error
-    if not records:
-        raise UserError("no predictions in the file", where=str(path))
-    return records
 
 
 def build(options: Options, log: Callable[[str], None]) -> VqaTask:

@@ -1,7 +1,8 @@
 """How a mean kept fraction is spread over the layers of a stream when nothing has been learned yet.
 
-Masks are cumulative, so fractions can only fall with depth. The plan is a straight line from the first layer down,
-bent at a floor when the mean is too low for a line; predictions of the cost model and the random baseline use it.
+Masks are cumulative, so fractions can only fall with depth. The plan is a straight line from the first layer
+down, bent at a floor when the mean is too low for a line; predictions of the cost model and the random
+baseline use it.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ class TokenView:
         tokens: (B, N, D) in ``masked`` mode, (1, T, D) in ``packed`` mode.
         own_cls_BD: CLS of this stream.
         guide_cls_BD: CLS of the other stream, None under ``self`` guidance.
-        stream: ``stream.spread(x)`` turns per-instance rows (B, ...) into per-token rows; ``stream.positions``.
+        stream: ``stream.spread(x)`` turns per-instance rows (B, ...) into per-token rows;
+            ``stream.positions``.
         instance_ids: Identity of every token's instance, (B, N) or (1, T); integers.
     """
 
@@ -67,7 +68,7 @@ class Trimmer(nn.Module):
     """Base of all trimmers: initial state, target and cost."""
 
     def start_keeping(self, keep_logit: float) -> None:
-        """Stable initialisation: make every score start near ``keep_logit``. Nothing to do without parameters."""
+        """Stable initialisation: every score starts near ``keep_logit``. Nothing to do without parameters."""
 
     def set_target(self, keep_fraction: float) -> None:
         """Told the current target (after the curriculum); only trimmers that follow a schedule use it."""

@@ -15,19 +15,23 @@ class Options(BaseModel):
     """Recipe section of this trimmer."""
 
     model_config = ConfigDict(extra="forbid")
-    hidden_dim: int = Field(default=96, ge=1, description="D', the width that tokens are projected to (Eq. 3)")
-    local_dim: int | None = Field(default=None, ge=1, description="hidden width of the local MLP; default D' / 2")
+    hidden_dim: int = Field(
+        default=96, ge=1, description="D', the width that tokens are projected to (Eq. 3)"
+    )
+    local_dim: int | None = Field(
+        default=None, ge=1, description="hidden width of the local MLP; default D' / 2"
+    )
 
 
 def local_score(mlp: nn.Module, projected: Tensor) -> Tensor:
     """pi_loc = MLP_loc(H'), Eq. 4: (..., D') to (...)."""
-    return mlp(projected).squeeze(-1)  # type: ignore[no-any-return]
+    return mlp(projected).squeeze(-1)
 
 
 def global_guide(mlp: nn.Module, own_cls_BD: Tensor, guide_cls_BD: Tensor | None) -> Tensor:
-    """g = MLP_g([c_s ; c_c]), Eq. 5: (B, D'); under ``self`` guidance c_s alone."""
+    """G = MLP_g([c_s ; c_c]), Eq. 5: (B, D'); under ``self`` guidance c_s alone."""
     both = own_cls_BD if guide_cls_BD is None else torch.cat((own_cls_BD, guide_cls_BD), -1)
-    return mlp(both)  # type: ignore[no-any-return]
+    return mlp(both)
 
 
 def global_score(keyed_guide: Tensor, projected: Tensor) -> Tensor:
@@ -64,13 +68,17 @@ class CrossModalTrimmer(Trimmer):
 
     def fixed_macs(self) -> int:
         """MLP_g on the CLS vectors and g W_k."""
-        first, second = self.guide[0], self.guide[2]
-        return first.in_features * first.out_features + second.in_features * second.out_features + self.key.weight.numel()
+        return _weights(self.guide) + _weights(self.key)
 
     def token_macs(self) -> int:
         """Projection, local MLP and the bilinear form, per token."""
-        first, last = self.local[0], self.local[2]
-        return self.project.weight.numel() + first.weight.numel() + last.weight.numel() + first.in_features
+        bilinear = self.project.out_features
+        return _weights(self.project) + _weights(self.local) + bilinear
+
+
+def _weights(module: nn.Module) -> int:
+    """MACs of the linear layers in a module, per row."""
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def build(options: Options, site: SiteInfo) -> CrossModalTrimmer:

@@ -1,7 +1,7 @@
 """The head trimmer of the paper, Eq. 7: scores from the CLS vectors alone.
 
-Self-attention heads are judged by the stream's own CLS; cross-attention heads, and self-attention heads of guided
-layers if ``guidance: cross`` is asked for, by both.
+Self-attention heads are judged by the stream's own CLS; cross-attention heads, and self-attention heads of
+guided layers if ``guidance: cross`` is asked for, by both.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ class GlobalHeadTrimmer(Trimmer):
     def __init__(self, width: int, guide_width: int, hidden_dim: int, heads: int) -> None:
         super().__init__()
         self.guided = guide_width > 0
-        self.mlp = nn.Sequential(nn.Linear(width + guide_width, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, heads))
+        self.mlp = nn.Sequential(
+            nn.Linear(width + guide_width, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, heads)
+        )
 
     def forward(self, own_cls_BD: Tensor, guide_cls_BD: Tensor | None, instance_ids_B: Tensor) -> Tensor:
         """Scores (B, H)."""
         if self.guided and guide_cls_BD is not None:
             own_cls_BD = torch.cat((own_cls_BD, guide_cls_BD), -1)
-        return self.mlp(own_cls_BD)  # type: ignore[no-any-return]
+        return self.mlp(own_cls_BD)
 
     def start_keeping(self, keep_logit: float) -> None:
         """The final bias starts at ``keep_logit``, the final weights small."""

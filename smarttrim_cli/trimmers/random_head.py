@@ -22,6 +22,8 @@ class Options(BaseModel):
 class RandomHeadTrimmer(Trimmer):
     """Scores: logit(share kept) - logit(the head's own number)."""
 
+    keep_fraction: Tensor
+
     def __init__(self, name: str, heads: int, seed: int) -> None:
         super().__init__()
         self.heads, self.seed = heads, site_seed(f"{name}/{seed}")

@@ -1,7 +1,8 @@
 """Baseline of the paper: drop a random share of the tokens, at training and at inference.
 
-Every token draws one number for the whole forward; the share kept falls linearly with depth, so that its mean over
-layers is the target. The threshold shifts the share, so budgets are calibrated as for any other trimmer.
+Every token draws one number for the whole forward; the share kept falls linearly with depth, so that its
+mean over layers is the target. The threshold shifts the share, so budgets are calibrated as for any other
+trimmer.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from smarttrim_cli.trimmers._hashing import site_seed, uniform
-from smarttrim_cli.trimmers.base import SiteInfo, TokenView, Trimmer
 from smarttrim_cli.trimmers._profile import kept_by_layer
+from smarttrim_cli.trimmers.base import SiteInfo, TokenView, Trimmer
 
 SCORES = "token"
 
@@ -26,6 +27,8 @@ class Options(BaseModel):
 
 class RandomTokenTrimmer(Trimmer):
     """Scores: logit(share kept at this depth) - logit(the token's own number)."""
+
+    keep_fraction: Tensor
 
     def __init__(self, stream: str, index: int, depth: int, seed: int) -> None:
         super().__init__()

@@ -1,0 +1,119 @@
+"""The Python interface for using a trimmed model: ``smarttrim_cli.load(path).predict(image, text)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from smarttrim_cli.data.images import load_rgb, to_rgb
+from smarttrim_cli.engine.artifact import Bundle, load_model, resolve_checkpoint
+from smarttrim_cli.engine.inference import device_of
+from smarttrim_cli.pruning.cost import instance_macs
+from smarttrim_cli.pruning.decisions import Decisions
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Answer to one pair of image and text.
+
+    Attributes:
+        answer: The prediction.
+        score: Its probability.
+        gmacs: MACs that were spent on this instance, in billions.
+        full_gmacs: What the full model spends on it.
+        decisions: What was kept where.
+    """
+
+    answer: str
+    score: float
+    gmacs: float
+    full_gmacs: float
+    decisions: Decisions | None
+
+
+class TrimmedVlm:
+    """A trimmed vision-language model, ready to use.
+
+    Args:
+        bundle: Model, task and processor.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The underlying module (``backbone`` and ``trimmers``)."""
+        return self.bundle.model
+
+    def to(self, device: str | torch.device) -> TrimmedVlm:
+        """Move the model to a device."""
+        self.bundle.model.to(device)
+        return self
+
+    def predict(self, image: str | Path | Image.Image, text: str, *, full: bool = False) -> Prediction:
+        """Answer a question about one image.
+
+        Args:
+            image: A file or a PIL image.
+            text: The question.
+            full: Run the untrimmed model.
+        """
+        return self.predict_batch([image], [text], full=full)[0]
+
+    @torch.inference_mode()
+    def predict_batch(
+        self, images: Sequence[str | Path | Image.Image], texts: Sequence[str], *, full: bool = False
+    ) -> list[Prediction]:
+        """Answer one question per image; the decisions of an instance do not depend on its batch-mates.
+
+        Args:
+            images: Files or PIL images.
+            texts: As many questions.
+            full: Run the untrimmed model.
+
+        Raises:
+            UserError: An image cannot be read.
+        """
+        if len(images) != len(texts):
+            raise ValueError(f"{len(images)} images but {len(texts)} texts")
+        inputs = self.bundle.processor([_open(image) for image in images], texts)
+        inputs = {name: tensor.to(device_of(self.model)) for name, tensor in inputs.items()}
+        answers = self.bundle.model(inputs, "full" if full else "packed")
+        decided = self.bundle.model(inputs, "packed").decisions if full else answers.decisions
+        spent_B, full_B = instance_macs(self.bundle.model, decided)
+        scores = torch.sigmoid(answers.output).max(-1).values.tolist()
+        results = []
+        for index, answer in enumerate(self.bundle.task.answer(answers.output)):
+            cost = float(full_B[index] if full else spent_B[index]) / 1e9
+            kept = None if full else decided.instance(index)
+            results.append(Prediction(answer, scores[index], cost, float(full_B[index]) / 1e9, kept))
+        return results
+
+
+def load(path: str | Path, device: str | torch.device | None = None) -> TrimmedVlm:
+    """Open an exported folder, a run directory or ``builtin:NAME``.
+
+    Args:
+        path: Folder written by ``smarttrim export`` or ``smarttrim finetune``.
+        device: Where to put the model; None for the CPU.
+
+    Raises:
+        UserError: It is no model, or it is damaged.
+    """
+    bundle = load_model(resolve_checkpoint(str(path)), log=_silent)
+    model = TrimmedVlm(bundle)
+    return model.to(device) if device is not None else model
+
+
+def _open(image: str | Path | Image.Image) -> Image.Image:
+    return to_rgb(image) if isinstance(image, Image.Image) else load_rgb(Path(image), sample_id=image)
+
+
+def _silent(text: Any) -> None:
+    """Messages of loading are of no interest here."""

@@ -1,0 +1,63 @@
+"""The model card of an exported folder: what it is and what was measured, from the run's summary only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smarttrim_cli.engine.artifact import Bundle, parameter_count
+from smarttrim_cli.engine.runs import Run
+
+
+def model_card(name: str, bundle: Bundle, run: Run) -> str:
+    """Markdown text. Numbers that were not measured are absent, never guessed."""
+    config, summary = bundle.config, run.summary()
+    trimmers = config["trimmers"]
+    lines = [
+        f"# {name}",
+        "",
+        f"A {config['backbone']['name'].upper()} model for {config['task']['name']}, trimmed with SmartTrim.",
+        "",
+        "```python",
+        "import smarttrim_cli",
+        f'model = smarttrim_cli.load("{name}")',
+        'print(model.predict("image.png", "what color is the circle?").answer)',
+        "```",
+        "",
+        f"- Parameters: {parameter_count(bundle.model.backbone):,} backbone, "
+        f"{parameter_count(bundle.model.trimmers):,} trimmers",
+        f"- Trimmed: {', '.join(trimmers['groups']) or 'nothing'}",
+        f"- Decision threshold: {float(bundle.model.threshold):+.4f}",
+        "- Weights: `model.safetensors` under the host's own names, `trimmers.safetensors` what was added",
+        "- How it was trained: `recipe.yaml`",
+        "",
+        "## Measured",
+        "",
+        *_measured(summary),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _measured(summary: dict[str, Any]) -> list[str]:
+    full, trimmed = summary.get("full", {}), summary.get("trimmed", {})
+    if not trimmed and not full:
+        return ["Nothing yet: run `smarttrim evaluate` and `smarttrim profile` before exporting."]
+    rows = ["| quantity | full | trimmed |", "|---|---|---|"]
+    for key, label in (("accuracy", "accuracy"), ("gmacs", "GMACs per instance")):
+        if key in full or key in trimmed:
+            rows.append(f"| {label} | {_number(full.get(key))} | {_number(trimmed.get(key))} |")
+    latency = [side.get("latency_ms", {}).get("p50") for side in (full, trimmed)]
+    if any(value is not None for value in latency):
+        where = summary.get("profile", {}).get("environment", {})
+        device = f"{where.get('device', '?')}, {where.get('threads', '?')} threads"
+        rows.append(f"| latency p50, ms ({device}) | {_number(latency[0])} | {_number(latency[1])} |")
+    if "split" in summary:
+        rows += [
+            "",
+            f"Split `{summary['split']}`, {summary.get('count')} instances, tokens and heads really removed.",
+        ]
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4g}"

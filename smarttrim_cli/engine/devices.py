@@ -1,0 +1,60 @@
+"""Which device to run on, and how it is described beside a measurement."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from smarttrim_cli.errors import UserError
+
+
+def best_device(name: str | None = None) -> torch.device:
+    """The named device, or a GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: The device does not exist here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} is not available: {error}", where="--device") from error
+    return device
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for work queued on a device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def describe_environment(device: torch.device) -> dict[str, str | int]:
+    """What a measurement was made on."""
+    import timm
+    import transformers
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "device": device.type,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "dtype": "float32",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "timm": timm.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,197 @@
+"""Evaluation: the full and the trimmed model on the same instances, with real removal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smarttrim_cli import registry
+from smarttrim_cli.engine.artifact import Bundle, load_model
+from smarttrim_cli.engine.build import section_of
+from smarttrim_cli.engine.devices import best_device
+from smarttrim_cli.engine.files import check_writable, finite, write_json, write_text
+from smarttrim_cli.engine.inference import Predictions, batches, predict, to_device
+from smarttrim_cli.engine.report import Reporter, SilentReporter
+from smarttrim_cli.engine.runs import find_subject, require_model
+from smarttrim_cli.engine.scores import collapse_warning, paired, score_records, score_summary
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.calibrate import calibrate
+from smarttrim_cli.pruning.model import TrimmedModel, site_info
+from smarttrim_cli.pruning.sites import TOKEN, Site
+from smarttrim_cli.recipe import Recipe
+from smarttrim_cli.tasks.base import Record, Task
+from smarttrim_cli.tasks.records import read_records
+
+
+def evaluate(
+    target: str | None,
+    *,
+    overrides: Sequence[str] = (),
+    split: str | None = None,
+    max_instances: int | None = None,
+    baselines: Sequence[str] = (),
+    predictions_out: Path | None = None,
+    from_predictions: Path | None = None,
+    submission_out: Path | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Score a run's full and trimmed model.
+
+    Args:
+        target: Run directory or recipe; None for the newest run.
+        overrides: ``key=value`` for the recipe.
+        split: Split or role (``test``, ``eval``, ...); None for the recipe's ``evaluate.split``.
+        max_instances: At most this many, spread evenly over the split.
+        baselines: Names of trimmers to compare with on the same weights, at equal MACs (``random``).
+        predictions_out: JSON-lines file for the predictions.
+        from_predictions: Score this file instead of running the model.
+        submission_out: File for the official submission format.
+        reporter: Receives messages and progress.
+
+    Returns:
+        ``full`` and ``trimmed`` with score, standard error, scores by type and GMACs; ``difference``
+        (trimmed minus full, paired, 95 % interval); ``speedup.macs``; ``baselines``; ``split`` and ``count``.
+    """
+    reporter = reporter or SilentReporter()
+    check_writable(predictions_out, "--predictions-out")
+    check_writable(submission_out, "--submission-out")
+    subject = find_subject(target, overrides)
+    recipe = subject.recipe
+    if from_predictions is not None:
+        return _rescore(recipe, from_predictions, split, reporter)
+    run = require_model(subject, target)
+    bundle = load_model(run.model, section_of(recipe.task), reporter.message)
+    bundle.model.to(best_device())
+    for baseline in baselines:
+        baseline_trimmers(bundle.model, baseline)
+    name = bundle.task.split_name(split or recipe.evaluate.split)
+    limit = max_instances or recipe.evaluate.max_instances
+    loader = batches(bundle, name, recipe.evaluate.batch_size, limit)
+    modes = ("full", "packed") if bundle.model.sites else ("full",)
+    results = predict(bundle, loader, modes, reporter, f"evaluating on {name}")
+    report = _report(bundle, results, name)
+    _write(bundle.task, results, predictions_out, submission_out)
+    _warn(report, results, reporter)
+    for baseline in baselines if bundle.model.sites else ():
+        report.setdefault("baselines", {})[baseline] = _baseline(
+            baseline, bundle, recipe, name, limit, results["packed"], report["speedup"]["macs"], reporter
+        )
+    if split is None and max_instances is None and not overrides:
+        run.merge_summary(report)
+    return report
+
+
+def _report(bundle: Bundle, results: dict[str, Predictions], split: str) -> dict[str, Any]:
+    task = bundle.task
+    full = results["full"]
+    report: dict[str, Any] = {"split": split, "count": len(full.records), "full": score_summary(task, full)}
+    trimmed = results.get("packed")
+    if trimmed is None:
+        return report
+    count = len(trimmed.macs)
+    report["full"]["gmacs"] = sum(trimmed.full_macs) / count / 1e9
+    report["trimmed"] = score_summary(task, trimmed)
+    if task.metric in report["full"]:
+        report["trimmed"]["retained"] = report["trimmed"][task.metric] / max(
+            report["full"][task.metric], 1e-12
+        )
+        report["difference"] = paired(trimmed.records, full.records)
+    report["speedup"] = {"macs": sum(trimmed.full_macs) / sum(trimmed.macs)}
+    return report
+
+
+def _warn(report: dict[str, Any], results: dict[str, Predictions], reporter: Reporter) -> None:
+    skipped = results["full"].skipped
+    if skipped:
+        report["skipped"] = skipped
+        reporter.warn(f"{skipped} instances were skipped because of broken images")
+    warning = collapse_warning(results["packed"].records) if "packed" in results else None
+    if warning:
+        report["warning"] = warning
+        reporter.warn(warning)
+
+
+def _baseline(
+    name: str,
+    bundle: Bundle,
+    recipe: Recipe,
+    split: str,
+    limit: int | None,
+    trimmed: Predictions,
+    speedup: float,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Other trimmers on the same weights, with the same kept fractions, calibrated to the same MACs."""
+    kept = {group: sum(values) / len(values) for group, values in trimmed.kept.items()}
+    model = TrimmedModel(bundle.model.backbone, baseline_trimmers(bundle.model, name)).eval()
+    model.to(best_device())
+    model.set_targets(kept)
+    other = Bundle(model, bundle.task, bundle.processor, bundle.config)
+    calibration = bundle.task.split_name("calibration")
+    few = batches(other, calibration, recipe.evaluate.batch_size, 256)
+    calibrate(model, [to_device(batch, best_device()) for batch in few], speedup)
+    loader = batches(other, split, recipe.evaluate.batch_size, limit)
+    result = predict(other, loader, ("packed",), reporter, f"evaluating {name} trimming")["packed"]
+    summary = score_summary(bundle.task, result)
+    summary["speedup"] = sum(result.full_macs) / sum(result.macs)
+    summary["trimmed_minus_this"] = paired(trimmed.records, result.records)
+    return summary
+
+
+def baseline_trimmers(model: TrimmedModel, name: str) -> dict[str, Any]:
+    """Trimmers ``<name>_token`` and ``<name>_head`` at the sites that a model has trimmers at.
+
+    Raises:
+        UserError: There are no such trimmers.
+    """
+    trimmers = {}
+    for site_name in model.sites:
+        site = Site.parse(site_name)
+        plugin_name = f"{name}_{'token' if site.kind == TOKEN else 'head'}"
+        if plugin_name not in registry.names("trimmers"):
+            known = [n.removesuffix("_token") for n in registry.names("trimmers") if n.endswith("_token")]
+            raise UserError(
+                f"no baseline named {name!r}", where="--baseline", hint=f"known: {', '.join(known)}"
+            )
+        plugin = registry.load("trimmers", plugin_name)
+        trimmers[site_name] = plugin.build(plugin.Options(), site_info(model.architecture, site))
+    return trimmers
+
+
+def _write(
+    task: Task, results: dict[str, Predictions], predictions: Path | None, submission: Path | None
+) -> None:
+    shown = results.get("packed", results["full"])
+    if predictions is not None:
+        lines = []
+        for index, record in enumerate(shown.records):
+            full = results["full"].records[index]
+            line = {**record, "full_prediction": full["prediction"], "full_score": full["score"]}
+            if shown.macs:
+                line |= {"gmacs": shown.macs[index] / 1e9, "full_gmacs": shown.full_macs[index] / 1e9}
+            lines.append(json.dumps(finite(line), ensure_ascii=False))
+        write_text(predictions, "\n".join(lines) + "\n")
+    if submission is not None:
+        write_json(submission, task.submission(shown.records))
+
+
+def _rescore(recipe: Recipe, path: Path, split: str | None, reporter: Reporter) -> dict[str, Any]:
+    """Scores of stored predictions; no model is needed."""
+    options = registry.options("tasks", section_of(recipe.task))
+    task = registry.load("tasks", recipe.task.name).build(options, reporter.message)
+    name = task.split_name(split or recipe.evaluate.split)
+    stored = read_records(path)
+    trimmed = task.rescore(stored, name)
+    report: dict[str, Any] = {
+        "split": name,
+        "count": len(stored),
+        "trimmed": score_records(task.metric, trimmed),
+    }
+    if all("full_prediction" in record for record in stored):
+        swapped: list[Record] = [{**record, "prediction": record["full_prediction"]} for record in stored]
+        full = task.rescore(swapped, name)
+        report["full"] = score_records(task.metric, full)
+        report["difference"] = paired(trimmed, full)
+    return report

@@ -1,0 +1,1 @@
+"""Pictures of what a model keeps and drops; ``engine.visualize`` is the way in."""

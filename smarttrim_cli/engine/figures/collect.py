@@ -1,0 +1,242 @@
+"""From a model and its data to what the pictures show: decisions, answers and costs of single instances."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from smarttrim_cli.data.images import Preprocess, load_rgb
+from smarttrim_cli.engine.artifact import Bundle
+from smarttrim_cli.engine.figures.data import Answer, Box, HeadTable, Instance, LayerMask, Mask, Pixels
+from smarttrim_cli.engine.inference import device_of, to_device
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.cost import instance_macs
+from smarttrim_cli.pruning.decisions import Decisions
+from smarttrim_cli.pruning.sites import CROSS_HEAD, SELF_HEAD, TOKEN, Architecture, Site
+from smarttrim_cli.tasks.base import Record
+
+_HEAD_TITLES = {SELF_HEAD: "self-attention", CROSS_HEAD: "cross-attention"}
+_QUESTIONS_PER_IMAGE = 4
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An instance that the trimmed model has dealt with.
+
+    Attributes:
+        index: Place in the split.
+        record: Its prediction.
+        keep: Site name to keep mask, as in ``Decisions``, without the batch.
+        macs: MACs, trimmed.
+        full_macs: MACs of the full model.
+    """
+
+    index: int
+    record: Record
+    keep: Mapping[str, Mask]
+    macs: float
+    full_macs: float
+
+    @property
+    def reduction(self) -> float:
+        """How many times fewer MACs than the full model."""
+        return self.full_macs / self.macs
+
+    @property
+    def patches(self) -> Mask:
+        """Patches kept at every vision layer, (layers, N - 1)."""
+        sites = [Site.parse(name) for name in self.keep]
+        return np.stack(
+            [self.keep[site.name][1:] for site in sites if (site.stream, site.kind) == ("vision", TOKEN)]
+        )
+
+
+def spread(indices: Sequence[int], limit: int) -> list[int]:
+    """At most ``limit`` of the indices, evenly spaced."""
+    if len(indices) <= limit:
+        return list(indices)
+    return [indices[position * len(indices) // limit] for position in range(limit)]
+
+
+@torch.no_grad()
+def survey(
+    bundle: Bundle, dataset: Any, indices: Sequence[int], batch_size: int, done: Callable[[int], None]
+) -> Iterator[Seen]:
+    """Run the trimmed model over some instances; broken images are left out where the recipe says so."""
+    device = device_of(bundle.model)
+    for start in range(0, len(indices), batch_size):
+        items = [(index, dataset[index]) for index in indices[start : start + batch_size]]
+        items = [(index, item) for index, item in items if item is not None]
+        if items:
+            batch = to_device(bundle.task.collate([item for _, item in items], bundle.processor), device)
+            forward = bundle.model(batch.inputs, "packed", instance_ids=batch.instance_ids)
+            records = bundle.task.predict(forward.output, batch)
+            macs_B, full_B = instance_macs(bundle.model, forward.decisions)
+            keep = {name: mask.cpu().numpy() for name, mask in forward.decisions.keep.items()}
+            for row, (index, _) in enumerate(items):
+                own = {name: mask[row] for name, mask in keep.items()}
+                yield Seen(index, records[row], own, float(macs_B[row]), float(full_B[row]))
+        done(min(start + batch_size, len(indices)))
+
+
+def choose(seen: Sequence[Seen], number: int) -> list[Seen]:
+    """Instances evenly over the question types, correctly answered ones first, then in order."""
+    by_type: dict[str, list[Seen]] = defaultdict(list)
+    for one in sorted(seen, key=lambda one: (-(one.record["score"] or 0.0), one.index)):
+        by_type[one.record["type"]].append(one)
+    columns = [by_type[kind] for kind in sorted(by_type)]
+    rows = itertools.chain.from_iterable(itertools.zip_longest(*columns))
+    return [one for one in rows if one is not None][:number]
+
+
+def questions_by_image(samples: Sequence[Any]) -> dict[int, list[int]]:
+    """Image id to indices of its questions (a few, with different words), for images with at least two."""
+    groups: dict[int, dict[str, int]] = defaultdict(dict)
+    for index, sample in enumerate(samples):
+        groups[sample.image_id].setdefault(sample.question, index)
+    return {
+        image: list(group.values())[:_QUESTIONS_PER_IMAGE]
+        for image, group in groups.items()
+        if len(group) > 1
+    }
+
+
+def most_different(seen: Sequence[Seen], groups: Sequence[Sequence[int]]) -> tuple[Seen, Seen] | None:
+    """The two questions about one image, best answered first, whose kept patches differ most over layers."""
+    by_index = {one.index: one for one in seen}
+    found = [[by_index[index] for index in group if index in by_index] for group in groups]
+    pairs = [pair for group in found for pair in itertools.combinations(group, 2)]
+
+    def worth(pair: tuple[Seen, Seen]) -> tuple[float, float]:
+        first, second = (one.patches for one in pair)
+        differing, either = (first ^ second).sum(1), (first | second).sum(1)
+        return sum(one.record["score"] or 0.0 for one in pair), float(
+            (differing / np.maximum(either, 1)).mean()
+        )
+
+    return max(pairs, key=worth) if pairs else None
+
+
+@torch.no_grad()
+def picture_of(bundle: Bundle, dataset: Any, seen: Seen, boxes: Mapping[int, Any]) -> Instance:
+    """Everything that is shown of an instance of the data; the full model is asked too."""
+    batch = bundle.task.collate([dataset[seen.index]], bundle.processor)
+    batch = to_device(batch, device_of(bundle.model))
+    forward = bundle.model(batch.inputs, "packed", instance_ids=batch.instance_ids)
+    full = bundle.task.predict(bundle.model(batch.inputs, "full").output, batch)[0]
+    record, sample = seen.record, batch.samples[0]
+    image = load_rgb(sample.image_path, sample_id=record["id"])
+    return _instance(
+        bundle,
+        np.asarray(image),
+        batch.inputs,
+        forward.decisions,
+        name=f"instance {seen.index}",
+        question=record["question"],
+        kind="" if record["type"] == "all" else record["type"],
+        trimmed=Answer(record["prediction"], record["score"]),
+        full=Answer(full["prediction"], full["score"]),
+        reference=record["reference"],
+        boxes=tuple(Box(role, *box) for role, box in boxes.get(record["id"], ())),
+    )
+
+
+@torch.no_grad()
+def picture_of_question(bundle: Bundle, image: Image.Image, question: str, name: str) -> Instance:
+    """Everything that is shown of a question about the user's own image."""
+    inputs = bundle.processor([image], [question])
+    device = device_of(bundle.model)
+    inputs = {key: tensor.to(device) for key, tensor in inputs.items()}
+    forward, full = bundle.model(inputs, "packed"), bundle.model(inputs, "full")
+    task: Any = bundle.task
+    return _instance(
+        bundle,
+        np.asarray(image),
+        inputs,
+        forward.decisions,
+        name=name,
+        question=question,
+        kind="",
+        trimmed=Answer(task.answer(forward.output)[0]),
+        full=Answer(task.answer(full.output)[0]),
+        reference=None,
+    )
+
+
+def head_tables(architecture: Architecture, groups: Sequence[str], seen: Sequence[Seen]) -> list[HeadTable]:
+    """Mean kept fraction of every head, one table per stream and kind of attention that has head trimmers."""
+    sites: dict[tuple[str, str], list[Site]] = defaultdict(list)
+    for site in architecture.sites(groups):
+        if site.kind != TOKEN:
+            sites[site.kind, site.stream].append(site)
+    tables = []
+    for (kind, stream), found in sorted(
+        sites.items(), key=lambda entry: (entry[0][0] != SELF_HEAD, entry[0][1] != "vision")
+    ):
+        labels = layer_labels(architecture, stream)
+        kept = np.stack([np.mean([one.keep[site.name] for one in seen], axis=0) for site in found])
+        names = [" ".join(map(str, labels[site.layer])) for site in found]
+        tables.append(HeadTable(f"{stream} {_HEAD_TITLES[kind]}", names, kept))
+    return tables
+
+
+def layer_labels(architecture: Architecture, stream: str) -> list[tuple[str, int]]:
+    """(part, number) of every layer of a stream: ``("vision", 1)``, ..., ``("cross", 1)``, ..."""
+    parts = [
+        "cross" if spec.part == "cross_modal" else stream
+        for spec in architecture.layers
+        if spec.stream == stream
+    ]
+    return [(part, parts[: index + 1].count(part)) for index, part in enumerate(parts)]
+
+
+def _instance(
+    bundle: Bundle, image: Pixels, inputs: Mapping[str, Tensor], decisions: Decisions, **rest: Any
+) -> Instance:
+    architecture = bundle.model.architecture
+    keep = {name: mask[0].cpu().numpy() for name, mask in decisions.keep.items()}
+    valid = decisions.valid["text"][0].cpu().numpy()
+    patches = keep[Site("vision", 0, TOKEN).name][1:]
+    side = math.isqrt(len(patches))
+    if side * side != len(patches):
+        raise UserError(f"the {len(patches)} vision tokens of this backbone are not a square grid of patches")
+
+    def masks(stream: str, lay_out: Callable[[Mask], Mask]) -> list[LayerMask]:
+        labels = layer_labels(architecture, stream)
+        return [
+            LayerMask(*label, lay_out(keep[Site(stream, i, TOKEN).name])) for i, label in enumerate(labels)
+        ]
+
+    macs_B, full_B = instance_macs(bundle.model, decisions)
+    ids = inputs["input_ids"][0].cpu().numpy()[valid][1:]
+    return Instance(
+        image=image,
+        view=model_view(inputs["pixel_values"][0].cpu(), bundle.processor.preprocess),
+        patches=masks("vision", lambda mask: mask[1:].reshape(side, side)),
+        words=[_word(bundle.processor.tokenizer, int(token)) for token in ids],
+        word_layers=masks("text", lambda mask: mask[valid][1:]),
+        macs=float(macs_B[0]),
+        full_macs=float(full_B[0]),
+        **rest,
+    )
+
+
+def model_view(pixels_3HW: Tensor, preprocess: Preprocess) -> Pixels:
+    """The picture that a preprocessed image stands for, (H, W, 3)."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
+    return (pixels_3HW * std + mean).mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+
+
+def _word(tokenizer: Any, token: int) -> str:
+    if token in tokenizer.all_special_ids:
+        return "[end]" if token in (tokenizer.sep_token_id, tokenizer.eos_token_id) else "[unknown]"
+    return tokenizer.decode([token]).strip() or "·"

@@ -1,0 +1,51 @@
+"""MACs of a forward pass as torchprofile counts them; by part, see :mod:`smarttrim_cli.pruning.cost`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torchprofile import profile_macs
+
+from smarttrim_cli.pruning.model import TrimmedModel
+
+
+class _Traced(nn.Module):
+    """One forward with positional tensors; returns all that the trimmers computed.
+
+    Tracing drops what feeds no output, and head decisions reach the layers through the host, so they are
+    outputs too.
+    """
+
+    def __init__(self, model: TrimmedModel, mode: str, names: list[str], ids: Tensor | None) -> None:
+        super().__init__()
+        self.model, self.mode, self.names, self.ids = model, mode, names, ids
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        inputs = dict(zip(self.names, tensors, strict=True))
+        result = self.model(inputs, self.mode, instance_ids=self.ids)
+        heads = result.context.head_log.values() if result.context else ()
+        return [result.output, *(mask for mask in heads if mask is not None)]
+
+
+@torch.no_grad()
+def measured_macs(
+    model: TrimmedModel, inputs: Mapping[str, Tensor], mode: str, instance_ids: Tensor | None = None
+) -> int:
+    """MACs of one forward pass, trimmers included.
+
+    Args:
+        model: In evaluation mode.
+        inputs: Of a single instance without padding.
+        mode: ``full`` or ``packed``.
+        instance_ids: (1,), for trimmers that draw at random.
+    """
+    names = list(inputs)
+    traced = _Traced(model, mode, names, instance_ids)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        return int(profile_macs(traced, tuple(inputs[name] for name in names)))

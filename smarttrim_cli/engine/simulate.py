@@ -1,0 +1,103 @@
+"""Models without trained trimmers, made measurable: random decisions at a sparsity or a speed-up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from smarttrim_cli import registry
+from smarttrim_cli.data.files import read_json
+from smarttrim_cli.engine.artifact import build_backbone, trimmers_for
+from smarttrim_cli.engine.build import TYPICAL_TEXT_TOKENS, backbone_section, start_of, trimmer_config
+from smarttrim_cli.engine.runs import Run, is_run
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.calibrate import calibrate
+from smarttrim_cli.pruning.model import TrimmedModel, site_info
+from smarttrim_cli.pruning.plan import make_plan
+from smarttrim_cli.pruning.sites import TOKEN, Site
+from smarttrim_cli.recipe import Recipe
+from smarttrim_cli.tasks.base import Batch
+from smarttrim_cli.trimmers._simulated import SimulatedTrimmer
+
+
+def simulated_trimmers(
+    backbone: nn.Module, recipe: Recipe, groups: list[str] | None = None
+) -> dict[str, nn.Module]:
+    """The recipe's trimmers with random decisions."""
+    config = trimmer_config(recipe.pruning)
+    if groups is not None:
+        config.groups = groups
+    architecture = backbone.architecture()
+    trimmers: dict[str, nn.Module] = {}
+    for name, real in trimmers_for(backbone, config).items():
+        kind = "random_token" if Site.parse(name).kind == TOKEN else "random_head"
+        plugin = registry.load("trimmers", kind)
+        random = plugin.build(plugin.Options(), site_info(architecture, Site.parse(name)))
+        trimmers[name] = SimulatedTrimmer(real, random)
+    return trimmers
+
+
+def measured_kept(target: str) -> dict[str, float]:
+    """Kept fractions measured in a run.
+
+    Raises:
+        UserError: It is not a run, or it was not evaluated.
+    """
+    run = Run(Path(target))
+    if not is_run(run.path) or not run.summary_file.exists():
+        raise UserError(
+            "not a run with a summary", where=target, hint="give a run directory that was evaluated"
+        )
+    kept = read_json(run.summary_file).get("trimmed", {}).get("kept")
+    if not kept:
+        raise UserError(
+            "no kept fractions there", where=str(run.summary_file), hint=f"smarttrim evaluate {target}"
+        )
+    return dict(kept)
+
+
+def random_model(recipe: Recipe, num_labels: int, kept: dict[str, float] | None) -> TrimmedModel:
+    """A model of random weights with random decisions.
+
+    Args:
+        recipe: Backbone, trimmers and targets.
+        num_labels: Width of the head, unless the recipe names a checkpoint, whose sizes are taken then.
+        kept: Kept fractions per group instead of the recipe's targets.
+    """
+    torch.manual_seed(recipe.seed)
+    start = start_of(recipe)
+    labels = num_labels if start.config is None else start.config["num_labels"]
+    backbone = build_backbone(backbone_section(recipe, start), labels)
+    groups = [group for group, fraction in kept.items() if fraction < 1.0] if kept else None
+    model = TrimmedModel(backbone, simulated_trimmers(backbone, recipe, groups))
+    apply_targets(model, recipe, kept)
+    return model.eval()
+
+
+def apply_targets(model: TrimmedModel, recipe: Recipe, kept: dict[str, float] | None) -> None:
+    """Set random trimmers to kept fractions: given ones, or the plan, calibrated if it names a speed-up."""
+    if not model.sites:
+        return
+    pruning = recipe.pruning
+    tokens = model.backbone.token_counts(TYPICAL_TEXT_TOKENS)
+    if kept is not None:
+        model.set_targets({**dict.fromkeys(model.groups, 1.0), **kept})
+        return
+    assert pruning is not None
+    sparsity = pruning.target_sparsity.groups() if pruning.target_sparsity else None
+    plan = make_plan(model.architecture, model.sites, model.groups, tokens, sparsity, pruning.target_speedup)
+    model.set_targets(plan.kept)
+    if pruning.target_speedup is not None:
+        calibrate(model.eval(), example_batches(model, 4), pruning.target_speedup, tolerance=0.002, rounds=10)
+
+
+def example_batches(model: TrimmedModel, number: int, text_tokens: int = TYPICAL_TEXT_TOKENS) -> list[Batch]:
+    """Single instances of random pixels and token ids."""
+    batches: list[Any] = []
+    for index in range(number):
+        inputs = model.backbone.example_inputs(text_tokens, seed=index)
+        batches.append(Batch(inputs, torch.tensor([index + 1]), {}))
+    return batches

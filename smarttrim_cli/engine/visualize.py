@@ -1,0 +1,234 @@
+"""Pictures of a trimmed model: what it keeps, what that costs, how it was trained; and a page of them all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smarttrim_cli.data.images import BadSample, load_rgb
+from smarttrim_cli.data.scenes import read_truth
+from smarttrim_cli.engine.artifact import Bundle, load_model
+from smarttrim_cli.engine.build import section_of
+from smarttrim_cli.engine.figures.canvas import style
+from smarttrim_cli.engine.figures.collect import (
+    Seen,
+    choose,
+    head_tables,
+    most_different,
+    picture_of,
+    picture_of_question,
+    questions_by_image,
+    spread,
+    survey,
+)
+from smarttrim_cli.engine.figures.curves import draw_curves
+from smarttrim_cli.engine.figures.data import Instance, format_reduction
+from smarttrim_cli.engine.figures.heads import draw_heads
+from smarttrim_cli.engine.figures.histogram import draw_histogram
+from smarttrim_cli.engine.figures.page import Album
+from smarttrim_cli.engine.figures.trimming import draw_questions, draw_trimming
+from smarttrim_cli.engine.report import Reporter, SilentReporter
+from smarttrim_cli.engine.runs import Run, find_subject, require_model
+from smarttrim_cli.errors import UserError
+
+_MOST_SURVEYED, _PAIR_IMAGES = 400, 24
+
+
+def visualize(
+    target: str | None,
+    *,
+    overrides: Sequence[str] = (),
+    instances: Sequence[int] = (),
+    num_instances: int = 4,
+    image: Path | None = None,
+    questions: Sequence[str] = (),
+    out: Path | None = None,
+    reporter: Reporter | None = None,
+) -> list[Path]:
+    """Draw a run.
+
+    Args:
+        target: Run directory or recipe; None for the newest run.
+        overrides: ``key=value`` changes of the recipe.
+        instances: Places in the evaluation split to show; by default some of every question type.
+        num_instances: How many to show if none is named.
+        image: Show this picture, under the given questions, instead of the recipe's data.
+        questions: At least two, about ``image``.
+        out: Where the pictures go; by default the ``figures`` of the run.
+        reporter: Receives messages and progress.
+
+    Returns:
+        The pictures, then the page that shows them all.
+
+    Raises:
+        UserError: There is no trained model, no such instance, no such image, or nothing to draw.
+    """
+    if image is None and questions:
+        raise UserError("a question needs a picture", where="--question", hint="name one with --image FILE")
+    if image is not None and len(questions) < 2:
+        raise UserError(
+            f"a picture needs at least two questions, not {len(questions)}",
+            where="--question",
+            hint='repeat it: --question "is there a dog?" --question "what color is the car?"',
+        )
+    reporter = reporter or SilentReporter()
+    subject = find_subject(target, overrides)
+    run = require_model(subject, target)
+    picture = None if image is None else _open(Path(image))
+    bundle = load_model(run.model, section_of(subject.recipe.task), reporter.message)
+    album = Album(Path(out) if out is not None else run.figures, f"What {run.path.name} keeps")
+    with style():
+        if image is not None:
+            return _own_image(album, bundle, picture, Path(image), questions)
+        if bundle.model.sites:
+            settings = subject.recipe.evaluate
+            split = _Split.open(bundle, settings.split, settings.batch_size, album, reporter)
+            split.draw(instances, num_instances, settings.max_instances or _MOST_SURVEYED)
+        else:
+            _note(album, reporter, "The model has no trimmers: it drops nothing that could be shown.")
+        _curves(album, run, bundle.task.metric, reporter)
+    if not album.pictures:
+        raise UserError(
+            "nothing to draw: the model has no trimmers and the run no metrics", where=str(run.path)
+        )
+    return album.write("index.html")
+
+
+@dataclass
+class _Split:
+    """A model, the split of the data that it is shown on, and the album that fills."""
+
+    bundle: Bundle
+    name: str
+    dataset: Any
+    boxes: Mapping[int, Any]
+    batch_size: int
+    album: Album
+    reporter: Reporter
+
+    @classmethod
+    def open(cls, bundle: Bundle, role: str, batch_size: int, album: Album, reporter: Reporter) -> _Split:
+        """Read the split; the boxes of what questions are about too, where the data have them."""
+        name = bundle.task.split_name(role)
+        dataset: Any = bundle.task.dataset(name, bundle.processor)
+        folder: Any = getattr(bundle.task, "folder", None)
+        known = folder is not None and (folder / f"scenes_{name}.json").is_file()
+        boxes = read_truth(folder, name).boxes if known else {}
+        return cls(bundle, name, dataset, boxes, batch_size, album, reporter)
+
+    def draw(self, named: Sequence[int], number: int, most: int) -> None:
+        """Everything that is drawn from instances."""
+        for index in named:
+            if not 0 <= index < len(self.dataset):
+                problem = f"no instance {index}: split {self.name} has {len(self.dataset)}, counted from 0"
+                raise UserError(problem, where="--instance")
+        indices = spread(range(len(self.dataset)), min(most, _MOST_SURVEYED))
+        seen = self._survey(indices, "costs of instances")
+        if not seen:
+            raise UserError(f"no usable instance in split {self.name}")
+        if any(group.startswith("token.") for group in self.bundle.model.groups):
+            self._instances(seen, named, number)
+            self._two_questions(named)
+        else:
+            _note(self.album, self.reporter, "The model has no token trimmers: every patch and word is kept.")
+        self._costs(seen)
+        tables = head_tables(self.bundle.model.architecture, self.bundle.model.groups, seen)
+        if tables:
+            path = draw_heads(self.album.folder / "heads.png", tables, len(seen))
+            self.album.add(path, "Attention heads", "How often every attention head runs.")
+
+    def _survey(self, indices: Sequence[int], label: str) -> list[Seen]:
+        with self.reporter.track(len(indices), label) as tracker:
+            return list(survey(self.bundle, self.dataset, indices, self.batch_size, tracker.update))
+
+    def _picture(self, seen: Seen) -> Instance:
+        return picture_of(self.bundle, self.dataset, seen, self.boxes)
+
+    def _instances(self, seen: Sequence[Seen], named: Sequence[int], number: int) -> None:
+        shown = choose(seen, number)
+        how = "Instances are taken evenly over the question types, correctly answered ones first."
+        if named:
+            shown = self._survey(list(dict.fromkeys(named)), "named instances")
+            how = "Instances are those asked for."
+        self.album.notes.append(how)
+        for one in shown:
+            instance = self._picture(one)
+            path = self.album.folder / f"trimming_{_plain(str(one.record['id']))}.png"
+            answer = f"answered “{instance.trimmed.text}”, full model “{instance.full.text}”"
+            caption = f"{instance.question} — {answer}; {format_reduction(instance.reduction)}."
+            self.album.add(draw_trimming(path, instance), "Layer by layer", caption)
+
+    def _two_questions(self, named: Sequence[int]) -> None:
+        groups = questions_by_image(self.dataset.samples)
+        wanted = [self.dataset.samples[index].image_id for index in named]
+        images = [image for image in dict.fromkeys(wanted) if image in groups]
+        images = images or spread(list(groups), _PAIR_IMAGES)
+        asked = [index for image in images for index in groups[image]]
+        seen = self._survey(asked, "images with two questions")
+        pair = most_different(seen, [groups[image] for image in images])
+        if pair is None:
+            _note(self.album, self.reporter, "No image of the split has two different questions.")
+            return
+        image = self.dataset.samples[pair[0].index].image_id
+        path = self.album.folder / f"two_questions_{_plain(str(image))}.png"
+        draw_questions(path, [self._picture(one) for one in pair])
+        caption = "Two questions about one image, those whose kept patches differ most."
+        if len(images) > 1:
+            caption += f" Looked for among {len(images)} images, pairs answered correctly first."
+        self.album.add(path, "One image, two questions", caption)
+
+    def _costs(self, seen: Sequence[Seen]) -> None:
+        cheapest, dearest = (pick(seen, key=lambda one: one.reduction) for pick in (max, min))
+        overall = sum(one.full_macs for one in seen) / sum(one.macs for one in seen)
+        path = self.album.folder / "macs_histogram.png"
+        reductions = [one.reduction for one in seen]
+        draw_histogram(path, reductions, overall, self._picture(cheapest), self._picture(dearest))
+        self.album.add(path, "Cost of instances", "MACs per instance, trimmers included, without padding.")
+        scores = [one.record["score"] for one in seen if one.record["score"] is not None]
+        measured = f", {self.bundle.task.metric} {sum(scores) / len(scores):.3f}" if scores else ""
+        summary = f"{len(seen)} instances of split {self.name}: {format_reduction(overall)}{measured}."
+        self.album.notes.insert(0, summary)
+
+
+def _curves(album: Album, run: Run, metric: str, reporter: Reporter) -> None:
+    """What the training logged."""
+    history = list(run.history())
+    if not history:
+        _note(album, reporter, f"No training curves: {run.metrics} is missing or empty.")
+        return
+    path = draw_curves(album.folder / "training_curves.png", run.path.name, history, metric)
+    album.add(
+        path, "Training", "Losses, score on the evaluation split, and kept fractions beside their targets."
+    )
+
+
+def _own_image(
+    album: Album, bundle: Bundle, picture: Any, file: Path, questions: Sequence[str]
+) -> list[Path]:
+    """The user's image under the user's questions, on a page of its own."""
+    name = f"two_questions_{_plain(file.stem)}"
+    drawn = [picture_of_question(bundle, picture, question, file.name) for question in questions]
+    path = draw_questions(album.folder / f"{name}.png", drawn)
+    album.add(path, "One image, several questions", " / ".join(questions))
+    return album.write(f"{name}.html")
+
+
+def _open(file: Path) -> Any:
+    try:
+        return load_rgb(file, sample_id=file.name)
+    except BadSample as error:
+        raise UserError(error.message, where=f"--image {file}") from error
+
+
+def _note(album: Album, reporter: Reporter, text: str) -> None:
+    """Tell the user something, now and on the page."""
+    album.notes.append(text)
+    reporter.message(text)
+
+
+def _plain(text: str) -> str:
+    """A text that is safe in file names."""
+    return re.sub(r"[^\w-]+", "_", text)

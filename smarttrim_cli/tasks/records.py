@@ -1,0 +1,42 @@
+"""Stored predictions: JSON lines, one record per instance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.tasks.base import Record
+
+
+def read_records(path: Path) -> list[Record]:
+    """Predictions of a JSON-lines file; every record has ``id`` and ``prediction``.
+
+    Raises:
+        UserError: The file cannot be read, is empty, or a line is no prediction.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the predictions: {error}", where=str(path)) from error
+    records: list[Record] = []
+    seen: dict[int | str, int] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"not JSON ({error.msg})", where=f"{path}:{number}") from error
+        if not isinstance(record, dict) or "id" not in record or "prediction" not in record:
+            raise UserError("not a prediction: it needs the keys id and prediction", where=f"{path}:{number}")
+        if not isinstance(record["id"], int | str):
+            raise UserError(f"the id is {record['id']!r}, not a number or a text", where=f"{path}:{number}")
+        if record["id"] in seen:
+            raise UserError(
+                f"a second prediction for id {record['id']}, after line {seen[record['id']]}",
+                where=f"{path}:{number}",
+            )
+        seen[record["id"]] = number
+        records.append(record)
+    if not records:
+        raise UserError("there are no predictions in this file", where=str(path))
+    return records

@@ -1,0 +1,43 @@
+"""Random decisions at the cost of real trimmers: for measuring models whose weights mean nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from smarttrim_cli.trimmers.base import Trimmer
+
+
+class SimulatedTrimmer(Trimmer):
+    """Runs a trimmer for its cost and returns the scores of a random one.
+
+    Args:
+        real: The trimmer whose work is done.
+        random: The trimmer whose scores are returned.
+    """
+
+    real: Trimmer
+    random: Trimmer
+
+    def __init__(self, real: Trimmer, random: Trimmer) -> None:
+        super().__init__()
+        self.real, self.random = real, random
+
+    def forward(self, *view: Any) -> Tensor:
+        """Scores of the random trimmer; the real one's are computed and cancelled."""
+        scores: Tensor = self.real(*view)
+        drawn: Tensor = self.random(*view)
+        return drawn + (scores - scores)
+
+    def set_target(self, keep_fraction: float) -> None:
+        """Passed on to the random trimmer."""
+        self.random.set_target(keep_fraction)
+
+    def fixed_macs(self) -> int:
+        """Of the real trimmer."""
+        return self.real.fixed_macs()
+
+    def token_macs(self) -> int:
+        """Of the real trimmer."""
+        return self.real.token_macs()

@@ -1,0 +1,391 @@
+"""The pictures of a tiny model with random weights, and what they are drawn from."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from smarttrim_cli.engine.artifact import Bundle, load_model, save_model
+from smarttrim_cli.engine.build import build
+from smarttrim_cli.engine.figures.canvas import Canvas, Span, line_height, style
+from smarttrim_cli.engine.figures.collect import (
+    Seen,
+    choose,
+    model_view,
+    most_different,
+    picture_of_question,
+    questions_by_image,
+    spread,
+)
+from smarttrim_cli.engine.figures.curves import draw_curves
+from smarttrim_cli.engine.figures.data import Answer, Instance, LayerMask, format_macs, format_reduction
+from smarttrim_cli.engine.figures.heads import HeadTable, draw_heads
+from smarttrim_cli.engine.figures.page import Album
+from smarttrim_cli.engine.figures.trimming import draw_trimming, fade, merged
+from smarttrim_cli.engine.runs import Run
+from smarttrim_cli.engine.visualize import visualize
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.recipe import load_recipe
+
+RECIPE = """\
+output_dir: tiny
+backbone:
+  name: meter
+  image_size: 48
+  tokenizer: train
+  vision: {model: vit_tiny_patch16_224, args: {patch_size: 12, embed_dim: 16, depth: 2, num_heads: 2}}
+  text:
+    config: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32,
+             max_position_embeddings: 60, type_vocab_size: 1}
+  hidden_size: 16
+  num_attention_heads: 2
+  intermediate_size: 32
+  num_cross_layers: 1
+task:
+  name: vqa
+  min_answer_count: 1
+  data: {name: scenes, num_images: {train: 12, calibration: 2, val: 2, test: 4}}
+pruning:
+  target_sparsity: {token: {vision: 0.5, text: 0.3}, head: {vision: 0.3, text: 0.3, cross: 0.3}}
+  token_trimmer: {name: cross_modal, hidden_dim: 8}
+  head_trimmer: {name: global_head, hidden_dim: 8}
+train: {max_steps: 2}
+"""
+METRICS = [
+    {"step": 1, "loss": 3.0, "task": 2.0, "cost": 0.01, "kept/token.vision": 1.0, "target/token.vision": 0.9},
+    {"step": 2, "loss": 2.5, "task": 1.5, "cost": 0.02, "kept/token.vision": 0.8, "target/token.vision": 0.7},
+    {"step": 2, "eval": {"accuracy": 0.5, "accuracy_se": 0.1}},
+]
+
+
+def _save(folder: Path, text: str) -> Run:
+    """A run of a recipe, untrained; its trimmers drop at random."""
+    recipe_file = folder / "recipe.yaml"
+    recipe_file.write_text(text, encoding="utf-8")
+    bundle = build(load_recipe(str(recipe_file), []), lambda _: None)
+    torch.manual_seed(0)
+    for parameter in bundle.model.trimmers.parameters():
+        torch.nn.init.normal_(parameter)
+    run = Run(folder)
+    run.model.mkdir()
+    save_model(run.model, bundle)
+    return run
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of scenes for this module."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def make_run(cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    """Makes a run directory."""
+    monkeypatch.setenv("SMARTTRIM_CACHE", str(cached))
+
+    def make(text: str = RECIPE, metrics: bool = True) -> Run:
+        folder = tmp_path / "tiny"
+        folder.mkdir()
+        run = _save(folder, text)
+        if metrics:
+            run.metrics.write_text("".join(json.dumps(line) + "\n" for line in METRICS), encoding="utf-8")
+        return run
+
+    return make
+
+
+def _instance(layers: int, side: int = 6) -> Instance:
+    rng = np.random.default_rng(0)
+    view = rng.integers(0, 256, (48, 48, 3)).astype(np.uint8)
+    patches = [LayerMask("vision", 1 + i, rng.random((side, side)) < 0.5) for i in range(layers)]
+    words = ["is", "it", "$5_{x}", "?"]
+    kept = [np.ones(4, bool), np.ones(4, bool), np.array([True, False, True, False])]
+    text = [LayerMask("text", 1, kept[0]), LayerMask("text", 2, kept[1]), LayerMask("cross", 1, kept[2])]
+    return Instance(
+        "instance 0", "is it $5_{x}?", "count", view, view, patches, words, text,
+        Answer("yes", 1.0), Answer("no", 0.0), "yes", 2e6, 5e6,
+    )  # fmt: skip
+
+
+def _images(axes_owner: Canvas) -> int:
+    return sum(len(axes.images) for axes in axes_owner.figure.axes)
+
+
+# --- pixels and plain data ---
+
+
+def test_fade_keeps_kept_patches_to_the_last_bit() -> None:
+    view = np.random.default_rng(0).integers(0, 256, (48, 48, 3)).astype(np.uint8)
+    keep = np.random.default_rng(1).random((4, 4)) < 0.5
+    faded = fade(view, keep)
+    for row in range(4):
+        for column in range(4):
+            block = np.s_[12 * row : 12 * row + 12, 12 * column : 12 * column + 12]
+            if keep[row, column]:
+                assert (faded[block] == view[block]).all()
+            else:
+                assert faded[block].min() >= 200  # pale
+                assert (faded[block] == faded[block][..., :1]).all()  # grey
+
+
+def test_fade_of_sizes_that_the_grid_does_not_divide() -> None:
+    faded = fade(np.zeros((7, 7, 3), np.uint8), np.array([[True, False], [False, True]]))
+    assert (faded[:4, :4] == 0).all()
+    assert (faded[4:, 4:] == 0).all()
+    assert (faded[:4, 4:] > 0).all()
+
+
+def test_layers_that_keep_the_same_are_merged() -> None:
+    labels = [label for label, _ in merged(_instance(1).word_layers)]
+    assert labels == ["text 1–2", "cross 1"]
+    places = (("text", 1), ("text", 2), ("cross", 1))
+    same = [LayerMask(part, number, np.ones(2, bool)) for part, number in places]
+    assert [label for label, _ in merged(same)] == ["text 1 – cross 1"]
+
+
+def test_numbers_in_words() -> None:
+    assert [format_macs(value) for value in (7.4812e6, 88.12e9, 2.5e3)] == ["7.48 M", "88.1 G", "2.5 k"]
+    assert format_reduction(2.0) == "2.00× fewer MACs"
+    assert format_reduction(0.8) == "1.25× more MACs"
+
+
+# --- the choice of instances ---
+
+
+def _seen(index: int, kind: str, score: float, kept: str = "1111") -> Seen:
+    mask = np.array([True] + [letter == "1" for letter in kept])
+    record = {"id": index, "type": kind, "score": score}
+    return Seen(index, record, {"vision.0.token": np.ones(5, bool), "vision.1.token": mask}, 1.0, 2.0)
+
+
+def test_choose_is_even_over_types_and_correct_first() -> None:
+    given = [("b", 0.0), ("a", 0.0), ("a", 1.0), ("b", 1.0), ("a", 1.0)]
+    seen = [_seen(index, kind, score) for index, (kind, score) in enumerate(given)]
+    assert [one.index for one in choose(seen, 4)] == [2, 3, 4, 0]
+
+
+def test_the_pair_that_differs_most_among_correct_ones() -> None:
+    seen = [
+        _seen(0, "a", 1.0, "1110"), _seen(1, "a", 1.0, "1100"),
+        _seen(2, "a", 1.0, "1100"), _seen(3, "a", 1.0, "0011"),
+        _seen(4, "a", 1.0, "1000"), _seen(5, "a", 0.0, "0001"),
+    ]  # fmt: skip
+    pair = most_different(seen, [[0, 1], [2, 3], [4, 5]])
+    assert pair is not None
+    assert [one.index for one in pair] == [2, 3]
+    assert most_different(seen[:1], [[0, 1]]) is None
+    nothing_left = [_seen(6, "a", 1.0, "0000"), _seen(7, "a", 1.0, "0000")]
+    pair = most_different([*nothing_left, *seen[:2]], [[6, 7], [0, 1]])
+    assert pair is not None
+    assert [one.index for one in pair] == [0, 1]
+
+
+def test_questions_by_image_wants_different_words() -> None:
+    class Sample:
+        def __init__(self, image_id: int, question: str) -> None:
+            self.image_id, self.question = image_id, question
+
+    samples = [Sample(1, "a"), Sample(2, "a"), Sample(1, "a"), Sample(2, "b")]
+    assert questions_by_image(samples) == {2: [1, 3]}
+
+
+def test_spread() -> None:
+    assert spread(range(10), 3) == [0, 3, 6]
+    assert spread(range(2), 3) == [0, 1]
+
+
+# --- drawing ---
+
+
+def test_text_wraps_within_its_width() -> None:
+    canvas = Canvas()
+    words = ["word"] * 40 + ["x" * 400]
+    y = canvas.spans(1.0, 1.0, [Span(word) for word in words], 3.0, 10)
+    right = max(canvas.measure(text.get_text(), 10) + text.get_position()[0] for text in canvas.figure.texts)
+    assert right <= 4.0 + 1e-6
+    lines = {text.get_position()[1] for text in canvas.figure.texts}
+    assert y == pytest.approx(1.0 + len(lines) * line_height(10))
+
+
+def test_tied_spans_stay_together() -> None:
+    canvas = Canvas()
+    canvas.spans(0.0, 0.0, [Span("m" * 20), Span("label", tied=True), Span("n" * 20)], 3.2, 10)
+    first, label, answer = (text.get_position() for text in canvas.figure.texts)
+    assert label[1] == answer[1] < first[1]
+
+
+@pytest.mark.parametrize(("layers", "rows"), [(4, 1), (6, 1), (8, 2), (18, 3)])
+def test_trimming_has_a_panel_per_layer(
+    layers: int, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Canvas] = []
+    save = Canvas.save
+
+    def spy(self: Canvas, path: Path, height: float) -> Path:
+        made.append(self)
+        return save(self, path, height)
+
+    monkeypatch.setattr(Canvas, "save", spy)
+    path = draw_trimming(tmp_path / "t.png", _instance(layers))
+    assert _images(made[0]) == 1 + layers
+    panels = made[0].figure.axes[1:]
+    assert len({round(axes.get_position().y0, 4) for axes in panels}) == rows
+    boxes = [axes.get_position() for axes in made[0].figure.axes]
+    assert not any(a is not b and a.overlaps(b) for a in boxes for b in boxes)
+    assert all(0 < box.x0 < box.x1 < 1 and 0 < box.y0 < box.y1 < 1 for box in boxes)
+    with Image.open(path) as picture:
+        assert picture.width == 1728
+        assert 500 < picture.height < 2000
+
+
+def test_struck_words_have_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    struck: list[str] = []
+    spans = Canvas.spans
+
+    def spy(self: Canvas, x: float, y: float, pieces: list[Span], width: float, size: float = 10) -> float:
+        struck.extend(piece.text for piece in pieces if piece.struck)
+        return spans(self, x, y, pieces, width, size)
+
+    monkeypatch.setattr(Canvas, "spans", spy)
+    draw_trimming(tmp_path / "t.png", _instance(4))
+    assert struck == ["it", "?"]
+
+
+def test_curves_without_trimmers_or_scores(tmp_path: Path) -> None:
+    path = draw_curves(tmp_path / "c.png", "run", [{"step": 1, "loss": 1.0, "grounding": 0.0}], "accuracy")
+    assert Image.open(path).width == 1728
+
+
+def test_heads_of_many_sizes(tmp_path: Path) -> None:
+    tables = [HeadTable("a", ["cross 1"], np.ones((1, 24))), HeadTable("b", ["vision 1"], np.zeros((1, 2)))]
+    assert Image.open(draw_heads(tmp_path / "h.png", tables, 3)).width == 1728
+
+
+def test_style_leaves_the_callers_settings_alone() -> None:
+    with matplotlib.rc_context({"font.size": 33.0}):
+        before = dict(matplotlib.rcParams.items())
+        with style():
+            assert matplotlib.rcParams["font.size"] != 33.0
+        assert dict(matplotlib.rcParams.items()) == before
+
+
+def test_page_escapes_what_users_write(tmp_path: Path) -> None:
+    picture = tmp_path / "p.png"
+    Image.new("RGB", (2, 2)).save(picture)
+    album = Album(tmp_path, "run <1>", ["a & b"])
+    album.add(picture, "Sec", '<script>"')
+    text = album.write("index.html")[-1].read_text(encoding="utf-8")
+    assert "run &lt;1&gt;" in text
+    assert "a &amp; b" in text
+    assert "<script" not in text
+
+
+# --- the command ---
+
+
+def test_everything_is_drawn(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    pictures = visualize(str(run.path), num_instances=2)
+    names = [path.name for path in pictures]
+    assert all(path.parent == run.figures for path in pictures)
+    assert sum(name.startswith("trimming_") for name in names) == 2
+    assert sum(name.startswith("two_questions_") for name in names) == 1
+    assert names[-4:] == ["macs_histogram.png", "heads.png", "training_curves.png", "index.html"]
+    for path in pictures[:-1]:
+        with Image.open(path) as picture:
+            picture.load()
+            assert picture.width == 1728
+    page = pictures[-1].read_text(encoding="utf-8")
+    assert not re.search(r"https?:|<script|<link|url\(|@import", page)
+    embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert [base64.b64decode(data) for data in embedded] == [path.read_bytes() for path in pictures[:-1]]
+    assert not list(run.figures.glob(".*"))
+    again = visualize(str(run.path), num_instances=2, out=run.path / "again")
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in pictures]
+
+
+def test_named_instances(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = make_run()
+    bundle: Bundle = load_model(run.model)
+    ids = [sample.question_id for sample in bundle.task.samples("test")]  # type: ignore[attr-defined]
+    names = [path.name for path in visualize(str(run.path), instances=[3, 0], out=tmp_path / "o")]
+    assert [name for name in names if name.startswith("trimming_")] == [
+        f"trimming_{ids[3]}.png", f"trimming_{ids[0]}.png"
+    ]  # fmt: skip
+
+
+def test_own_image(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = make_run()
+    file = tmp_path / "my photo.png"
+    Image.fromarray(np.zeros((30, 50, 3), np.uint8)).save(file)
+    pictures = visualize(str(run.path), image=file, questions=["is it red?", "how many are there?"])
+    assert [path.name for path in pictures] == ["two_questions_my_photo.png", "two_questions_my_photo.html"]
+
+
+def test_without_trimmers_only_the_curves(make_run: Callable[..., Run]) -> None:
+    text = re.sub(r"pruning:.*(?=train:)", "pruning: null\n", RECIPE, flags=re.DOTALL)
+    run = make_run(text)
+    pictures = visualize(str(run.path))
+    assert [path.name for path in pictures] == ["training_curves.png", "index.html"]
+    assert "no trimmers" in pictures[-1].read_text(encoding="utf-8")
+    run.metrics.unlink()
+    with pytest.raises(UserError, match="nothing to draw"):
+        visualize(str(run.path))
+
+
+def test_without_token_trimmers_and_metrics(make_run: Callable[..., Run]) -> None:
+    text = RECIPE.replace("token_trimmer: {name: cross_modal, hidden_dim: 8}", "token_trimmer: null")
+    text = text.replace("token: {vision: 0.5, text: 0.3}, ", "")
+    names = [path.name for path in visualize(str(make_run(text, metrics=False).path))]
+    assert names == ["macs_histogram.png", "heads.png", "index.html"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"instances": [16]}, "no instance 16: split test has 16"),
+        ({"questions": ["a?"]}, "needs a picture"),
+        ({"image": Path("none.png"), "questions": ["a?"]}, "at least two questions, not 1"),
+        ({"image": Path("none.png"), "questions": ["a?", "b?"]}, "missing"),
+    ],
+)
+def test_mistakes_are_named(arguments: dict[str, object], message: str, make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    with pytest.raises(UserError, match=message):
+        visualize(str(run.path), **arguments)  # type: ignore[arg-type]
+    assert not run.figures.exists()
+
+
+def test_an_instance_shows_the_decisions_of_masked_mode(make_run: Callable[..., Run]) -> None:
+    bundle = load_model(make_run().model)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    shown = picture_of_question(bundle, image, "is there a red circle?", "x")
+    inputs = bundle.processor([image], ["is there a red circle?"])
+    keep = bundle.model(inputs, "masked").decisions.keep
+    assert shown.words == ["is", "there", "a", "red", "circle", "?", "[end]"]
+    assert [layer.label for layer in shown.patches] == ["vision 1", "vision 2", "cross 1"]
+    assert [layer.label for layer in shown.word_layers] == ["text 1", "cross 1"]
+    for index, layer in enumerate(shown.patches):
+        assert layer.keep.shape == (4, 4)
+        assert layer.keep.flatten().tolist() == keep[f"vision.{index}.token"][0, 1:].tolist()
+    for index, layer in enumerate(shown.word_layers):
+        assert layer.keep.tolist() == keep[f"text.{index}.token"][0, 1:].tolist()
+    assert 0 < shown.patches[0].share < 1
+    assert 0 < shown.word_layers[0].share < 1
+
+
+def test_the_view_is_what_the_model_sees(make_run: Callable[..., Run]) -> None:
+    processor = load_model(make_run().model).processor
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3)).astype(np.uint8)
+    view = model_view(processor.preprocess(Image.fromarray(pixels)), processor.preprocess)
+    assert (view == pixels).all()

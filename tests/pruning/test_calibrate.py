@@ -1,0 +1,57 @@
+"""Calibration shifts the threshold until the measured speed-up is the target."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from smarttrim_cli.pruning.calibrate import calibrate, measured_speedup
+from smarttrim_cli.pruning.cost import instance_macs
+from smarttrim_cli.pruning.model import TrimmedModel
+from tests import tiny
+
+
+def model_and_batches(pair: tuple[str, str]) -> tuple[TrimmedModel, list[SimpleNamespace]]:
+    model = tiny.attach(tiny.first_variants()[0].build(), *pair)
+    batches = []
+    for seed in range(4):
+        inputs = model.backbone.example_inputs(tiny.TEXT_TOKENS, batch=8, seed=seed)
+        batches.append(SimpleNamespace(inputs=inputs, instance_ids=torch.arange(8) + 8 * seed))
+    return model, batches
+
+
+@pytest.mark.parametrize("target", [1.5, 2.0])
+@pytest.mark.parametrize("pair", tiny.pairs(), ids="+".join)
+def test_the_budget_is_met_and_the_threshold_stays(pair: tuple[str, str], target: float) -> None:
+    model, batches = model_and_batches(pair)
+    result = calibrate(model, batches, target, tolerance=0.02)
+    assert result.reached and result.target == target
+    assert target <= result.speedup <= target * 1.02
+    assert float(model.threshold) == pytest.approx(result.threshold)
+    assert measured_speedup(model, batches) == pytest.approx(result.speedup, rel=1e-6)
+
+
+def test_what_is_measured_is_the_ratio_of_sums_in_packed_mode() -> None:
+    model, batches = model_and_batches(("cross_modal", "global_head"))
+    trimmed, full = 0.0, 0.0
+    with torch.no_grad():
+        for batch in batches:
+            log = model(batch.inputs, "packed").decisions
+            trimmed_B, full_B = instance_macs(model, log)
+            trimmed, full = trimmed + trimmed_B.sum().item(), full + full_B.sum().item()
+    assert measured_speedup(model, batches) == pytest.approx(full / trimmed, rel=1e-3)
+
+
+def test_a_budget_out_of_reach_is_reported() -> None:
+    model, batches = model_and_batches(("cross_modal", "global_head"))
+    result = calibrate(model, batches[:1], 1000.0)
+    assert not result.reached and result.speedup < 1000
+
+
+def test_the_search_ends_at_once_where_it_starts_right() -> None:
+    model, batches = model_and_batches(("cross_modal", "global_head"))
+    with model.at_threshold(1.0):
+        there = measured_speedup(model, batches)
+    assert calibrate(model, batches, there, tolerance=0.001, rounds=0).threshold == 1.0
