@@ -16,7 +16,7 @@ from typing import Any
 import timm
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
@@ -25,7 +25,8 @@ from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.context import current, enter, leave, trim
 from smarttrim_cli.pruning.sites import Architecture, AttentionSpec, FixedCost, LayerSpec, TokenCost
 
-PARTS = ("vision_encoder", "text_encoder", "cross_modal", "head")
+TEXT_MODELS = ("bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "ernie")
+"""Hugging Face model types whose layers are BERT's: ``attention.self``, ``attention.output``, feed-forward."""
 
 
 class VisionOptions(BaseModel):
@@ -244,9 +245,9 @@ def _build_vision(options: Options) -> VisionTransformer:
         vit = timm.create_model(section.model, pretrained=False, **args)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"timm cannot build {section.model!r}: {error}", where="backbone.vision") from error
-    if not isinstance(vit, VisionTransformer) or vit.num_prefix_tokens != 1:
+    if not _is_plain_vit(vit):
         raise UserError(
-            f"{section.model!r} is not a timm VisionTransformer with exactly one prefix token (the CLS)",
+            f"{section.model!r} is not a timm VisionTransformer of plain blocks with a CLS as only prefix token",
             where="backbone.vision.model",
             hint="choose a model of the vit_* family with a class token, such as vit_base_patch16_224",
         )
@@ -257,6 +258,15 @@ def _build_vision(options: Options) -> VisionTransformer:
     if section.sincos_pos_embed:
         vit.pos_embed.data[:, 1:] = _sincos_grid(vit.patch_embed.grid_size, vit.embed_dim)
     return vit
+
+
+def _is_plain_vit(vit: nn.Module) -> bool:
+    """Whether ``encode_image`` repeats all that this model's own forward does."""
+    if not isinstance(vit, VisionTransformer):
+        return False
+    prefix = vit.cls_token is not None and vit.num_prefix_tokens == 1
+    plain = all(type(block) is Block for block in vit.blocks) and isinstance(vit.patch_drop, nn.Identity)
+    return prefix and plain
 
 
 def _sincos_grid(grid: tuple[int, int], width: int) -> Tensor:
@@ -276,8 +286,12 @@ def _build_text(section: TextOptions) -> nn.Module:
             f"cannot build a {section.model_type!r} text encoder: {error}", where="backbone.text"
         ) from error
     layers = getattr(getattr(text, "encoder", None), "layer", None)
-    if layers is None or not hasattr(layers[0], "attention"):
-        raise UserError(f"{section.model_type!r} is not of the BERT family", where="backbone.text.model_type")
+    if section.model_type not in TEXT_MODELS or layers is None:
+        raise UserError(
+            f"{section.model_type!r} is not a text encoder whose layers are those of BERT",
+            where="backbone.text.model_type",
+            hint=f"choose one of {', '.join(TEXT_MODELS)}",
+        )
     return text
 
 
@@ -304,13 +318,14 @@ def _text_layers(model: Meter) -> list[LayerSpec]:
 
 
 def _vision_layers(model: Meter) -> list[LayerSpec]:
+    width = model.vit_model.embed_dim
     return [
         LayerSpec(
             stream="vision",
             index=index,
             part="vision_encoder",
-            width=model.vit_model.embed_dim,
-            mlp_width=block.mlp.fc1.out_features,
+            width=width,
+            mlp_width=(block.mlp.fc1.weight.numel() + block.mlp.fc2.weight.numel()) // (2 * width),
             self_attention=AttentionSpec(
                 f"vit_model.blocks.{index}.attn", "timm", block.attn.num_heads, block.attn.head_dim
             ),

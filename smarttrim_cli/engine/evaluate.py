@@ -17,7 +17,7 @@ from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import find_subject, require_model
 from smarttrim_cli.engine.scores import collapse_warning, paired, score_records, score_summary
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.pruning.calibrate import calibrate
+from smarttrim_cli.pruning.calibrate import calibrate, measured_speedup
 from smarttrim_cli.pruning.model import TrimmedModel, site_info
 from smarttrim_cli.pruning.sites import TOKEN, Site
 from smarttrim_cli.recipe import Recipe
@@ -76,7 +76,7 @@ def evaluate(
     _warn(report, results, reporter)
     for baseline in baselines if bundle.model.sites else ():
         report.setdefault("baselines", {})[baseline] = _baseline(
-            baseline, bundle, recipe, name, limit, results["packed"], report["speedup"]["macs"], reporter
+            baseline, bundle, recipe, name, limit, results["packed"], reporter
         )
     if split is None and max_instances is None and not overrides:
         run.merge_summary(report)
@@ -120,18 +120,21 @@ def _baseline(
     split: str,
     limit: int | None,
     trimmed: Predictions,
-    speedup: float,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Other trimmers on the same weights, with the same kept fractions, calibrated to the same MACs."""
+    """Other trimmers on the same weights, with the same kept fractions, calibrated to the same MACs.
+
+    The same MACs on the calibration split: what the split differs in from this one, both models share.
+    """
     kept = {group: sum(values) / len(values) for group, values in trimmed.kept.items()}
     model = TrimmedModel(bundle.model.backbone, baseline_trimmers(bundle.model, name)).eval()
     model.to(best_device())
     model.set_targets(kept)
     other = Bundle(model, bundle.task, bundle.processor, bundle.config)
     calibration = bundle.task.split_name("calibration")
-    few = batches(other, calibration, recipe.evaluate.batch_size, 256)
-    calibrate(model, [to_device(batch, best_device()) for batch in few], speedup)
+    loader = batches(other, calibration, recipe.evaluate.batch_size, 256)
+    few = [to_device(batch, best_device()) for batch in loader]
+    calibrate(model, few, measured_speedup(bundle.model, few))
     loader = batches(other, split, recipe.evaluate.batch_size, limit)
     result = predict(other, loader, ("packed",), reporter, f"evaluating {name} trimming")["packed"]
     summary = score_summary(bundle.task, result)

@@ -37,7 +37,12 @@ from smarttrim_cli.pruning.calibrate import Calibration, calibrate
 from smarttrim_cli.pruning.context import Sampling
 from smarttrim_cli.pruning.objective import Objective, Target, Weights
 from smarttrim_cli.pruning.plan import Plan
-from smarttrim_cli.pruning.schedule import linear_schedule, noise_share, scheduled_targets
+from smarttrim_cli.pruning.schedule import (
+    linear_schedule,
+    noise_share,
+    scheduled_targets,
+    steered_threshold,
+)
 from smarttrim_cli.recipe import Recipe
 
 
@@ -252,7 +257,16 @@ class Trainer:
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0.0) + float(value.detach()) / accumulation
         self.scheduler.step()
+        controller = self.recipe.strategy.budget_controller
+        if target is not None and controller.enabled:
+            ratio = self._mean_over_processes(terms["macs_ratio"])
+            threshold = self.bundle.model.threshold
+            threshold.fill_(steered_threshold(float(threshold), ratio, target.macs, controller.gain))
         return terms
+
+    def _mean_over_processes(self, value: float) -> float:
+        tensor = torch.tensor(value, device=self.accelerator.device)
+        return float(self.accelerator.reduce(tensor, reduction="mean"))
 
     def _stop_unless_finite(self, what: str, value: torch.Tensor) -> None:
         """Stop before numbers that are none get into the weights.

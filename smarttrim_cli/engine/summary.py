@@ -28,4 +28,4 @@ def summary(target: str | None) -> dict[str, Any]:
         raise UserError("no results there yet", where=str(run.path), hint=f"smarttrim evaluate {run.path}")
     page = run.figures / "index.html"
     pictures = sorted(str(path) for path in run.figures.glob("*.png"))
-    return {"run_dir": str(run.path), **result, "pictures": ([str(page)] if page.exists() else []) + pictures}
+    return {**result, "run_dir": str(run.path), "pictures": ([str(page)] if page.exists() else []) + pictures}

@@ -3,7 +3,8 @@
 In ``masked`` mode the weights are exp(a) m / sum(exp(a) m) with the straight-through keep mask m. The exact
 gradient for m needs the weight that a dropped key *would* have; it is had from
 scaled_dot_product_attention itself by a bias column on the keys: -50 for a dropped key leaves it e^-50 of
-its weight in the forward (nothing in float32), and multiplying its gradient by e^50 restores the exact value.
+its weight in the forward (nothing in float32, unless its logit is tens above the kept ones), and multiplying its gradient by e^50
+restores the exact value. Without gradients a dropped key gets the bias of padding and is gone in any case.
 
 Legend: B batch, N query tokens, M key tokens, T packed tokens, H heads, E head width.
 """
@@ -70,7 +71,8 @@ class _KeyBias(torch.autograd.Function):
         """Bias of every key."""
         ctx.save_for_backward(keep_BM, valid_BM)
         ctx.limit = limit
-        bias_BM = torch.where(keep_BM > 0.5, 0.0, DROPPED_BIAS).to(keep_BM.dtype)
+        dropped = DROPPED_BIAS if keep_BM.requires_grad else PADDING_BIAS
+        bias_BM = torch.where(keep_BM > 0.5, 0.0, dropped).to(keep_BM.dtype)
         return bias_BM.masked_fill(~valid_BM, PADDING_BIAS)
 
     @staticmethod

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from smarttrim_cli.pruning.attention import AttentionState
 from smarttrim_cli.pruning.decisions import Decisions, keep_grid, unpack
@@ -65,7 +66,7 @@ class ForwardContext:
 
     mode: str
     architecture: Architecture
-    trimmers: Mapping[str, nn.Module]
+    trimmers: Mapping[str, Any]
     threshold: float = 0.0
     sampling: Sampling | None = None
     replay: Decisions | None = None
@@ -126,7 +127,7 @@ class ForwardContext:
         return hidden
 
     def _apply(
-        self, site: Site, trimmer: nn.Module, spec: LayerSpec, stream: Stream, hidden: Tensor
+        self, site: Site, trimmer: Any, spec: LayerSpec, stream: Stream, hidden: Tensor
     ) -> tuple[Stream, Tensor]:
         if self.replay is not None:
             replayed = self.replay.keep[site.name]
@@ -139,7 +140,7 @@ class ForwardContext:
         if self.log_scores:
             self.score_log[site.name] = (stream, scores.detach())
         if isinstance(stream, MaskedStream):
-            return with_keep(stream, self._decide(scores)), hidden
+            return with_keep(stream, self._decide(scores, trimmer.draws)), hidden
         return _drop(stream, hidden, hard_mask(scores[0], self.threshold))
 
     def _decide_heads(self, spec: LayerSpec) -> dict[str, Tensor | None]:
@@ -159,13 +160,14 @@ class ForwardContext:
         scores_BH = self.trimmers[site.name](self.cls[spec.stream], self._guide(spec), self._ids(None))
         if self.log_scores:
             self.score_log[site.name] = (None, scores_BH.detach())
-        return self._decide(scores_BH)
+        return self._decide(scores_BH, self.trimmers[site.name].draws)
 
-    def _decide(self, scores: Tensor) -> Tensor:
-        """The one place where a score becomes a float keep mask."""
+    def _decide(self, scores: Tensor, drawn: bool) -> Tensor:
+        """The one place where a score becomes a float keep mask; scores that are draws get no further noise."""
         if self.sampling is None:
             return hard_mask(scores, self.threshold).to(scores.dtype)
-        noise = self.sampling.noise * logistic_noise(scores) if self.sampling.noise > 0 else 0.0
+        noisy = self.sampling.noise > 0 and not drawn
+        noise = self.sampling.noise * logistic_noise(scores) if noisy else 0.0
         return straight_through(gumbel_sigmoid(scores - self.threshold, self.sampling.temperature, noise))
 
     def _ids(self, stream: Stream | None) -> Tensor:

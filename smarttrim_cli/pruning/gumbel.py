@@ -35,4 +35,4 @@ def hard_mask(scores: Tensor, threshold: float | Tensor = 0.0) -> Tensor:
 def straight_through(relaxed: Tensor) -> Tensor:
     """Forward 1[relaxed > 0.5], backward the identity on ``relaxed``."""
     hard = (relaxed > 0.5).to(relaxed.dtype)
-    return hard + relaxed - relaxed.detach()
+    return hard + (relaxed - relaxed.detach())

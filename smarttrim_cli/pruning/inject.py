@@ -58,6 +58,7 @@ _FORWARDS = {"timm": _timm_forward, "bert": _bert_forward}
 
 @cache
 def _context_aware(host: Any, style: str) -> type[nn.Module]:
+    """One subclass per host class."""
     return type(f"Trimmable{host.__name__}", (host,), {"forward": _FORWARDS[style](host)})
 
 
@@ -77,5 +78,6 @@ def attach_attention(backbone: nn.Module, architecture: Architecture) -> None:
             if spec.style not in ADAPTERS:
                 raise UserError(f"no attention adapter named {spec.style!r}", where=spec.path)
             ADAPTERS[spec.style].check(module, spec.path)
-            module.__class__ = _context_aware(type(module), spec.style)
+            host: Any = type(module)
+            module.__class__ = _context_aware(host, spec.style)
             setattr(module, _SITE, Site(layer.stream, layer.index, kind).name)

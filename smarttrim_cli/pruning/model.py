@@ -113,6 +113,8 @@ class TrimmedModel(nn.Module):
         """
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
+        if sampling is not None and mode != "masked":
+            raise ValueError("sampling is for training, in mode 'masked'")
         if mode == "full":
             return Forward(self.backbone(**inputs), None)
         if sampling is not None:

@@ -39,8 +39,9 @@ def kept_fractions(decisions: Decisions, groups: list[str], heads: Mapping[str, 
         if site.group not in fractions:
             continue
         if site.kind == TOKEN:
-            removable_B = decisions.removable_B(site.stream).clamp(min=1)
-            fractions[site.group].append((count_B - 1) / removable_B)
+            removable_B = decisions.removable_B(site.stream)
+            share_B = (count_B - 1) / removable_B.clamp(min=1)
+            fractions[site.group].append(torch.where(removable_B > 0, share_B, 1.0))
         else:
             fractions[site.group].append(count_B / heads[name])
     return {group: torch.stack(values).mean(0) for group, values in fractions.items()}
@@ -159,7 +160,8 @@ class Objective(nn.Module):
         distillation = self._distillation(forward.output, batch)
         w = self.weights
         loss = total_loss(task, distillation, cost, w.distillation, w.cost)
-        terms = {"task": task, "distillation": distillation, "cost": cost}
+        ratio = macs_ratio(self.model, forward.decisions)
+        terms = {"task": task, "distillation": distillation, "cost": cost, "macs_ratio": ratio}
         log = terms | {f"kept/{group}": value for group, value in kept.items()}
         return {"loss": loss, **{name: value.detach() for name, value in log.items()}}
 

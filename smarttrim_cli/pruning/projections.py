@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
+from timm.layers import Attention
 from torch import Tensor, nn
 
 from smarttrim_cli.errors import UserError
@@ -56,11 +57,10 @@ class TimmProjections:
     @staticmethod
     def check(module: nn.Module, path: str) -> None:
         """Refuse variants whose forward does more than this adapter repeats."""
-        gated = getattr(module, "gate", None) is not None
-        normed = not isinstance(getattr(module, "norm", nn.Identity()), nn.Identity)
-        if gated or normed or not hasattr(module, "qkv"):
+        plain = type(module) is Attention and getattr(module, "gate", None) is None
+        if not plain or not isinstance(getattr(module, "norm", nn.Identity()), nn.Identity):
             raise UserError(
-                f"{type(module).__name__} with gates, output norms or split projections is not supported",
+                f"attention of type {type(module).__name__}, or with gates or output norms, is not supported",
                 where=path,
                 hint="choose a timm ViT built on timm.layers.Attention",
             )
@@ -100,8 +100,10 @@ class BertProjections:
     @staticmethod
     def check(module: nn.Module, path: str) -> None:
         """Refuse modules that lack the expected children."""
-        inner = getattr(module, "self", None)
-        if inner is None or not all(hasattr(inner, name) for name in ("query", "key", "value")):
+        inner, output = getattr(module, "self", None), getattr(module, "output", None)
+        needed = [(inner, name) for name in ("query", "key", "value")]
+        needed += [(output, name) for name in ("dense", "LayerNorm")]
+        if not all(hasattr(part, name) for part, name in needed):
             raise UserError(f"attention {type(module).__name__} is not of the BERT family", where=path)
 
     def project(self, query: Tensor, memory: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

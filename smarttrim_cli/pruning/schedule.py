@@ -30,6 +30,18 @@ def scheduled_targets(
     return {name: linear_schedule(target, progress, end_ratio) for name, target in targets.items()}
 
 
+def steered_threshold(threshold: float, macs_ratio: float, target: float, gain: float) -> float:
+    """Integral control of the decision threshold, a variant of ours: up while too much is kept, down while too little.
+
+    Args:
+        threshold: Current threshold, a logit.
+        macs_ratio: Measured trimmed over full MACs of a step.
+        target: What the curriculum asks for now.
+        gain: Logits per step and unit of ratio.
+    """
+    return threshold + gain * (macs_ratio - target)
+
+
 def noise_share(progress: float, end_ratio: float, stable: bool, noise: bool) -> float:
     """Share of the Gumbel noise.
 

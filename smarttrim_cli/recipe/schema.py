@@ -176,6 +176,17 @@ class CostLoss(Section):
     on: Literal["kept_fraction", "macs"] = Field("kept_fraction", description="What the cost is.")
 
 
+class BudgetController(Section):
+    """Steering of the decision threshold during training; not in the paper."""
+
+    enabled: bool = Field(
+        False, description="Whether the threshold follows the measured MACs while training."
+    )
+    gain: Positive = Field(
+        0.2, description="Logits that the threshold moves per step and unit of MACs ratio."
+    )
+
+
 class Strategy(Section):
     """How a model is led to its target."""
 
@@ -185,6 +196,9 @@ class Strategy(Section):
         default_factory=SelfDistillation, description="Self-distillation."
     )
     cost_loss: CostLoss = Field(default_factory=CostLoss, description="Cost loss.")
+    budget_controller: BudgetController = Field(
+        default_factory=BudgetController, description="Threshold steering; ours, not the paper's."
+    )
 
 
 class Optimizer(Section):

@@ -272,7 +272,7 @@ class _Losses(nn.Module):
         return own + self.task.options.neighbour_weight * beside  # type: ignore[return-value]
 
     def patches_meant(self, batch: Batch) -> Tensor:
-        """Attributes that a question's words are matched with, (B, N, 5): the patches' own or a neighbour's."""
+        """Attributes that a question's words are matched with, (B, N, 5): of the patch or of a neighbour."""
         patches, side_B = batch.targets["patches"], batch.targets["side"]
         both = torch.cat((patches[None], neighbours(patches, self.task.grid)))
         return both[side_B + 1, batch.targets["image_index"]]

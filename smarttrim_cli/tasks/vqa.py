@@ -126,18 +126,28 @@ class VqaTask:
         return [sample.question for sample in self.samples(split)]
 
     def prepare_labels(self, folder: Path | None) -> None:
-        """Answers from the model folder, else the recipe's file, else the training split."""
+        """Answers of a model from its folder (else the recipe's file), of a new one from that or the training split.
+
+        Raises:
+            UserError: The model has none, or others than the recipe.
+        """
         if folder is not None and (folder / _ANSWERS_FILE).exists():
             self.vocab = AnswerVocab.load(folder / _ANSWERS_FILE)
             self._refuse_other_answers(folder)
         elif self.options.answers is not None:
             self.vocab = AnswerVocab.load(Path(self.options.answers))
+        elif folder is not None:
+            raise UserError(
+                "the model's answers are missing",
+                where=str(folder / _ANSWERS_FILE),
+                hint="task.answers=FILE names a JSON file {answer: index} to take instead",
+            )
         else:
             samples = self.samples(self.split_name("train"), require_answers=True)
             self.vocab = AnswerVocab.from_samples(samples, self.options.min_answer_count)
 
     def _refuse_other_answers(self, folder: Path) -> None:
-        """The recipe's file has to agree with the model, where it is at hand: an exported model does without."""
+        """The recipe's file has to agree with the model; it may be absent, as beside exports."""
         file = Path(self.options.answers or "")
         if self.options.answers and file.exists() and AnswerVocab.load(file) != self.vocab:
             raise UserError(

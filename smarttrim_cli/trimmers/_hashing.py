@@ -23,6 +23,7 @@ def uniform(seed: int, *keys: Tensor) -> Tensor:
     state = torch.full_like(keys[0], seed & _MASK)
     for key in keys:
         state = (state * 48271 + key.long() * 40692 + 12345) & _MASK
-        state = (state ^ (state >> 13)) * 1103515 & _MASK
-        state = state ^ (state >> 15)
-    return (state.float() + 0.5) / (_MASK + 1.0)
+        for _ in range(2):
+            state = (state ^ (state >> 16)) * 0x45D9F3B & _MASK
+        state = state ^ (state >> 16)
+    return ((state >> 8).float() + 0.5) / (1 << 23)

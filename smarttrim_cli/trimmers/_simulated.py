@@ -17,6 +17,7 @@ class SimulatedTrimmer(Trimmer):
         random: The trimmer whose scores are returned.
     """
 
+    draws = True
     real: Trimmer
     random: Trimmer
 

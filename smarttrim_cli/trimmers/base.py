@@ -65,7 +65,13 @@ class SiteInfo:
 
 
 class Trimmer(nn.Module):
-    """Base of all trimmers: initial state, target and cost."""
+    """Base of all trimmers: initial state, target and cost.
+
+    Attributes:
+        draws: Whether the scores are random draws themselves, to which training adds no noise.
+    """
+
+    draws = False
 
     def start_keeping(self, keep_logit: float) -> None:
         """Stable initialisation: every score starts near ``keep_logit``. Nothing to do without parameters."""

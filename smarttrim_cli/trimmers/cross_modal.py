@@ -58,13 +58,16 @@ class CrossModalTrimmer(Trimmer):
         return local_score(self.local, projected) + global_score(view.stream.spread(keyed_BD), projected)
 
     def start_keeping(self, keep_logit: float) -> None:
-        """The final bias starts at ``keep_logit``, the final weights small."""
+        """The final bias starts at ``keep_logit``, the local weights small, the bilinear form at 0.
+
+        The bilinear form grows with the square of the activations, so no small value would be safe.
+        """
         last = self.local[-1]
         assert isinstance(last, nn.Linear)
         with torch.no_grad():
             last.weight.mul_(0.1)
             last.bias.fill_(keep_logit)
-            self.key.weight.mul_(0.1)
+            self.key.weight.zero_()
 
     def fixed_macs(self) -> int:
         """MLP_g on the CLS vectors and g W_k."""

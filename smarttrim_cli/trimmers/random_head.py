@@ -22,6 +22,7 @@ class Options(BaseModel):
 class RandomHeadTrimmer(Trimmer):
     """Scores: logit(share kept) - logit(the head's own number)."""
 
+    draws = True
     keep_fraction: Tensor
 
     def __init__(self, name: str, heads: int, seed: int) -> None:

@@ -28,6 +28,7 @@ class Options(BaseModel):
 class RandomTokenTrimmer(Trimmer):
     """Scores: logit(share kept at this depth) - logit(the token's own number)."""
 
+    draws = True
     keep_fraction: Tensor
 
     def __init__(self, stream: str, index: int, depth: int, seed: int) -> None:

@@ -109,9 +109,6 @@ def test_stable_initialisation_keeps_everything(name: str, guide: int) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.xfail(
-    strict=True, reason="weights are scaled by 0.1, not zeroed: large activations drop tokens at once"
-)
 def test_stable_initialisation_keeps_everything_of_large_activations() -> None:
     """Residual streams of pretrained ViTs have channels of this size."""
     for name in (name for name in registry.names("trimmers") if list(trimmer_of(name, GUIDE).parameters())):

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smarttrim_cli.engine.evaluate import evaluate
+from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.engine.summary import summary
+from smarttrim_cli.errors import UserError
+from tests.engine.test_finetune import Recorder
+from tests.engine.tiny_run import tiny_recipe, tree
+
+
+@pytest.fixture(scope="module")
+def evaluated(_settings: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A copy of the trained run, evaluated, with its predictions beside it."""
+    from tests.engine.tiny_run import trained_run
+
+    folder = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(trained_run(tmp_path_factory), folder / "run")
+    report = evaluate(
+        str(folder / "run"),
+        baselines=("random",),
+        predictions_out=folder / "p.jsonl",
+        submission_out=folder / "s.json",
+    )
+    return report, folder
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
+
+
+def test_scores_follow_from_the_predictions(evaluated: tuple[dict[str, Any], Path]) -> None:
+    report, folder = evaluated
+    records = lines(folder / "p.jsonl")
+    assert len(records) == len({record["id"] for record in records}) == report["count"] == 120
+    full, trimmed = ([record[name] for record in records] for name in ("full_score", "score"))
+    assert len({record["prediction"] for record in records}) > 1
+    for side, scores in (("full", full), ("trimmed", trimmed)):
+        mean, error = mean_and_error(scores)
+        assert report[side]["accuracy"] == pytest.approx(mean)
+        assert report[side]["accuracy_se"] == pytest.approx(error)
+        assert report[side]["count"] == 120
+    mean, error = mean_and_error([one - two for one, two in zip(trimmed, full, strict=True)])
+    difference = report["difference"]
+    assert (difference["mean"], difference["se"]) == pytest.approx((mean, error))
+    assert difference["low"] == pytest.approx(mean - 1.959964 * error)
+    assert difference["high"] == pytest.approx(mean + 1.959964 * error)
+    for name, by_type in report["trimmed"]["accuracy_by_type"].items():
+        own = [record["score"] for record in records if record["type"] == name]
+        assert by_type["accuracy"] == pytest.approx(sum(own) / len(own)) and by_type["count"] == len(own)
+
+
+def test_costs_follow_from_the_predictions(evaluated: tuple[dict[str, Any], Path]) -> None:
+    report, folder = evaluated
+    records = lines(folder / "p.jsonl")
+    full, trimmed = (sum(record[name] for record in records) / 120 for name in ("full_gmacs", "gmacs"))
+    assert report["full"]["gmacs"] == pytest.approx(full)
+    assert report["trimmed"]["gmacs"] == pytest.approx(trimmed)
+    assert report["speedup"]["macs"] == pytest.approx(full / trimmed)
+    assert sum(report["trimmed"]["gmacs_by_part"].values()) == pytest.approx(trimmed, rel=1e-5)
+    assert all(0 <= kept <= 1 for kept in report["trimmed"]["kept"].values())
+
+
+def test_submission_is_in_the_official_format(evaluated: tuple[dict[str, Any], Path]) -> None:
+    _, folder = evaluated
+    expected = [{"question_id": r["id"], "answer": r["prediction"]} for r in lines(folder / "p.jsonl")]
+    assert json.loads((folder / "s.json").read_text(encoding="utf-8")) == expected
+
+
+def test_baseline_costs_the_same(evaluated: tuple[dict[str, Any], Path]) -> None:
+    report, _ = evaluated
+    baseline = report["baselines"]["random"]
+    assert baseline["speedup"] == pytest.approx(report["speedup"]["macs"], rel=0.02)
+    assert baseline["gmacs"] == pytest.approx(report["trimmed"]["gmacs"], rel=0.02)
+    difference = report["trimmed"]["accuracy"] - baseline["accuracy"]
+    assert baseline["trimmed_minus_this"]["mean"] == pytest.approx(difference)
+
+
+def test_from_predictions_gives_the_same_scores(
+    evaluated: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    report, folder = evaluated
+    shutil.copytree(
+        folder / "run", tmp_path / "run", ignore=shutil.ignore_patterns("model", "best", "step-*")
+    )
+    again = evaluate(str(tmp_path / "run"), from_predictions=folder / "p.jsonl")
+    for side in ("full", "trimmed"):
+        assert again[side] == {name: report[side][name] for name in again[side]}
+        assert {"accuracy", "accuracy_se", "accuracy_by_type", "count"} == set(again[side])
+    assert again["difference"] == report["difference"]
+    records = lines(folder / "p.jsonl")
+    records[0]["prediction"], records[0]["score"] = (
+        "no such answer",
+        1.0,
+    )  # scores in the file are not believed
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    changed = evaluate(str(tmp_path / "run"), from_predictions=tmp_path / "p.jsonl")
+    lost = lines(folder / "p.jsonl")[0]["score"] / 120
+    assert changed["trimmed"]["accuracy"] == pytest.approx(report["trimmed"]["accuracy"] - lost)
+
+
+def test_predictions_of_another_split(evaluated: tuple[dict[str, Any], Path]) -> None:
+    _, folder = evaluated
+    with pytest.raises(
+        UserError, match="120 of 120 predictions are for questions that split val does not have"
+    ):
+        evaluate(str(folder / "run"), from_predictions=folder / "p.jsonl", split="eval")
+
+
+def test_summary_has_training_and_evaluation(evaluated: tuple[dict[str, Any], Path]) -> None:
+    report, folder = evaluated
+    result = summary(str(folder / "run"))
+    assert {"calibration", "eval", "train_seconds"} <= set(result)  # of finetune
+    assert result["full"] == report["full"] and result["difference"] == report["difference"]
+    before = (folder / "run/summary.json").read_bytes()
+    partial = evaluate(str(folder / "run"), max_instances=10)
+    assert partial["count"] == 10
+    evaluate(str(folder / "run"), split="eval", max_instances=4)
+    assert (folder / "run/summary.json").read_bytes() == before
+
+
+def test_evaluation_repeats_itself_at_any_batch_size(
+    evaluated: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    _, folder = evaluated
+    evaluate(str(folder / "run"), overrides=["evaluate.batch_size=7"], predictions_out=tmp_path / "p.jsonl")
+    for one, two in zip(lines(folder / "p.jsonl"), lines(tmp_path / "p.jsonl"), strict=True):
+        assert one == two
+
+
+def test_default_target_is_the_newest_run(
+    evaluated: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, folder = evaluated
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "run", "runs/newer")
+    (tmp_path / "runs/other/model").mkdir(parents=True)  # not a run
+    assert summary(None)["run_dir"] == "runs/newer"
+    assert evaluate(None, max_instances=2)["count"] == 2
+
+
+def test_unknown_baseline_and_unwritable_files_are_found_before_the_work(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> Any:
+        pytest.fail("the model was run")
+
+    monkeypatch.setattr("smarttrim_cli.engine.evaluate.predict", never)
+    with pytest.raises(UserError, match="no baseline named 'rndom'") as caught:
+        evaluate(str(trained), baselines=("rndom",))
+    assert "random" in str(caught.value.hint)
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for option in ("predictions_out", "submission_out"):
+        with pytest.raises(UserError, match="is a file, not a folder") as caught:
+            evaluate(str(trained), **{option: tmp_path / "file/p.jsonl"})
+        assert str(caught.value.where).startswith(f"--{option.replace('_', '-')} ")
+
+
+def test_untrimmed_run_has_no_trimmed_side(tmp_path: Path) -> None:
+    finetune(tiny_recipe(tmp_path, "pruning=null", "train.max_steps=1"))
+    report = evaluate(str(tmp_path / "run"), max_instances=8, baselines=("random",))
+    assert set(report) == {"split", "count", "full"}
+
+
+@pytest.fixture
+def broken(evaluated: tuple[dict[str, Any], Path], tmp_path: Path) -> tuple[Path, list[str], list[Path]]:
+    """A run, overrides that name a copy of its data, and two images of the test split that are damaged."""
+    from smarttrim_cli.engine.runs import Run
+    from smarttrim_cli.registry import load, options
+
+    _, folder = evaluated
+    section = Run(folder / "run").recipe().task.options_dict()["data"]
+    cache = load("data", "scenes").locate(options("data", section), lambda text: None)
+    shutil.copytree(cache, tmp_path / "data")
+    images = sorted((tmp_path / "data/test").iterdir())[:2]
+    images[0].write_bytes(images[0].read_bytes()[:60])
+    images[1].unlink()
+    return folder / "run", [f"task.data={{name: vqa_v2, data_dir: '{tmp_path / 'data'}'}}"], images
+
+
+def test_broken_image_names_sample_and_file(broken: tuple[Path, list[str], list[Path]]) -> None:
+    run, overrides, images = broken
+    before = tree(run)
+    with pytest.raises(UserError, match="damaged") as caught:
+        evaluate(str(run), overrides=overrides)
+    question = str(caught.value.where)
+    assert question.startswith("sample ") and question.endswith(str(images[0]))
+    assert tree(run) == before
+
+
+@pytest.mark.parametrize("batch_size", [64, 1])
+def test_broken_images_are_skipped_and_counted(
+    broken: tuple[Path, list[str], list[Path]], batch_size: int
+) -> None:
+    """Also where a batch has nothing else, as when instances are run one at a time."""
+    run, overrides, images = broken
+    reporter = Recorder()
+    settings = ["task.on_bad_sample=skip", f"evaluate.batch_size={batch_size}"]
+    report = evaluate(str(run), overrides=[*overrides, *settings], reporter=reporter)
+    assert report["skipped"] == 8 and report["count"] == 112  # four questions about each image
+    assert any("8 instances were skipped" in warning for warning in reporter.warnings)
+
+
+def test_all_images_broken(broken: tuple[Path, list[str], list[Path]]) -> None:
+    run, overrides, images = broken
+    for image in images[0].parent.iterdir():
+        image.write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 120 instances can be used"):
+        evaluate(str(run), overrides=[*overrides, "task.on_bad_sample=skip"])
+
+
+def test_broken_image_in_a_loading_process(
+    broken: tuple[Path, list[str], list[Path]], tmp_path: Path
+) -> None:
+    """The message is that of the sample, not a traceback of the process."""
+    _, overrides, _ = broken
+    recipe = tiny_recipe(
+        tmp_path,
+        *overrides,
+        "task.splits.train=test",
+        "train.dataloader_num_workers=1",
+        "train.max_steps=40",
+        "pruning=null",
+    )
+    with pytest.raises(UserError) as caught:
+        finetune(recipe)
+    assert "Traceback" not in str(caught.value) and str(caught.value.where).startswith("sample ")

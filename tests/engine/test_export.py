@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import smarttrim_cli
+from smarttrim_cli.engine.artifact import build_backbone, load_into, load_model, load_trimmers, read_tensors
+from smarttrim_cli.engine.evaluate import evaluate
+from smarttrim_cli.engine.export import export
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.model import TrimmedModel
+from tests.engine.tiny_run import tree
+
+ELSEWHERE = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+import smarttrim_cli
+
+model = smarttrim_cli.load("exported")
+results = [model.predict("image.png", text, full=full) for text in sys.argv[1:] for full in (False, True)]
+print(json.dumps([[r.answer, r.score, r.gmacs, r.full_gmacs] for r in results]))
+"""
+QUESTIONS = ["what color is the circle?", "how many objects are there?", "is there a zebra?"]
+
+
+@pytest.fixture(scope="module")
+def exported(_settings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained run, evaluated, and its export beside it."""
+    from tests.engine.tiny_run import trained_run
+
+    folder = tmp_path_factory.mktemp("export")
+    shutil.copytree(trained_run(tmp_path_factory), folder / "run")
+    evaluate(str(folder / "run"))
+    result = export(str(folder / "run"), out=folder / "exported")
+    assert result["largest_difference"] == 0.0
+    assert set(result["files"]) == {path.name for path in (folder / "exported").iterdir()}
+    return folder
+
+
+def test_works_elsewhere_without_data_as_its_source(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported / "exported", tmp_path / "exported")
+    noise = torch.randint(0, 256, (40, 52, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(tmp_path / "image.png")
+    environment = {**os.environ, "SMARTTRIM_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    environment["PYTHONPATH"] = str(Path(smarttrim_cli.__file__).parents[1])
+    ended = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, *QUESTIONS],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert not (tmp_path / "cache").exists()
+    source = smarttrim_cli.load(exported / "run")
+    expected = []
+    for text in QUESTIONS:
+        for full in (False, True):
+            result = source.predict(tmp_path / "image.png", text, full=full)
+            expected.append([result.answer, result.score, result.gmacs, result.full_gmacs])
+            assert (result.gmacs == result.full_gmacs) == full
+    assert [row[0] for row in json.loads(ended.stdout)] == [row[0] for row in expected]
+    assert sum(json.loads(ended.stdout), []) == pytest.approx(sum(expected, []))
+
+
+def test_batch_answers_as_single_instances(exported: Path) -> None:
+    model = smarttrim_cli.load(exported / "exported")
+    images = [Image.new("RGB", (32, 32), color) for color in ("red", "blue", "white")]
+    batch = model.predict_batch(images, QUESTIONS)
+    single = [model.predict(image, text) for image, text in zip(images, QUESTIONS, strict=True)]
+    assert [one.answer for one in batch] == [one.answer for one in single]
+    assert [one.gmacs for one in batch] == pytest.approx([one.gmacs for one in single])
+    assert [one.score for one in batch] == pytest.approx([one.score for one in single], abs=1e-5)
+
+
+def test_taken_folder_is_refused(exported: Path, tmp_path: Path) -> None:
+    run, before = str(exported / "run"), tree(exported / "exported")
+    with pytest.raises(UserError, match="exists already"):
+        export(run, out=exported / "exported")
+    assert tree(exported / "exported") == before
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.png").write_bytes(b"x")
+    with pytest.raises(UserError, match="holds other things than a model"):
+        export(run, out=tmp_path / "photos", overwrite=True)
+    assert tree(tmp_path / "photos") == {"a.png": b"x"}
+    shutil.copytree(exported / "exported", tmp_path / "old")
+    (tmp_path / "old/stray").write_bytes(b"")
+    export(run, out=tmp_path / "old", overwrite=True)
+    assert tree(tmp_path / "old").keys() == before.keys()
+
+
+def test_model_card_has_measured_numbers_only(exported: Path, trained: Path, tmp_path: Path) -> None:
+    summary = json.loads((exported / "run/summary.json").read_text(encoding="utf-8"))
+    card = (exported / "exported/README.md").read_text(encoding="utf-8")
+    accuracy = [f"{summary[side]['accuracy']:.4g}" for side in ("full", "trimmed")]
+    assert f"| accuracy | {accuracy[0]} | {accuracy[1]} |" in card
+    assert "latency" not in card  # it was not profiled
+    assert f"Split `test`, {summary['count']} instances" in card
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run/summary.json").unlink()
+    export(str(tmp_path / "run"), out=tmp_path / "out")
+    measured = (tmp_path / "out/README.md").read_text(encoding="utf-8").split("## Measured")[1]
+    assert "Nothing yet" in measured and not re.search(r"\d", measured)
+
+
+def test_trimmers_alone_attach_to_a_host_loaded_by_other_means(exported: Path) -> None:
+    folder = exported / "exported"
+    bundle = load_model(folder)
+    host = build_backbone(bundle.config["backbone"], bundle.config["num_labels"])
+    load_into(host, read_tensors(folder / "model.safetensors"), "host")
+    from smarttrim_cli.engine.artifact import TrimmerConfig, trimmers_for
+
+    other = TrimmedModel(host, trimmers_for(host, TrimmerConfig(**bundle.config["trimmers"]))).eval()
+    inputs = host.example_inputs(8, batch=3)
+    load_trimmers(other, folder)
+    assert torch.equal(other(inputs, "packed").output, bundle.model(inputs, "packed").output)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
+        (lambda f: (f / "config.json").write_text("{}"), "not the configuration of a smarttrim-model"),
+        (lambda f: (f / "config.json").write_text('{"format": "smarttrim-model"}'), "lacks backbone"),
+        (lambda f: (f / "config.json").unlink(), "no model there: config.json is missing"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: the weights are missing"),
+        (lambda f: (f / "model.safetensors").write_text("hello"), "model.safetensors: the weights cannot"),
+        (lambda f: (f / "trimmers.safetensors").unlink(), "trimmers.safetensors: the weights are missing"),
+        (lambda f: (f / "preprocessing.json").write_text("{}"), "not a preprocessing file"),
+        (lambda f: (f / "preprocessing.json").unlink(), "preprocessing.json: no such file"),
+        (lambda f: (f / "tokenizer.json").unlink(), "cannot load the tokenizer"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "cannot load the tokenizer"),
+        (lambda f: (f / "answers.json").write_text('{"yes": 0}'), "the weights do not fit"),
+        (lambda f: (f / "answers.json").unlink(), "answers.json"),
+    ],
+)  # fmt: skip
+def test_damaged_folder_names_the_file(exported: Path, tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
+    shutil.copytree(exported / "exported", tmp_path / "m")
+    damage(tmp_path / "m")
+    with pytest.raises(UserError, match=message) as caught:
+        smarttrim_cli.load(tmp_path / "m")
+    assert str(tmp_path / "m") in str(caught.value)
+
+
+def test_other_architecture(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported / "exported", tmp_path / "m")
+    config = json.loads((tmp_path / "m/config.json").read_text(encoding="utf-8"))
+    config["backbone"]["num_cross_layers"] = 2
+    (tmp_path / "m/config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(
+        UserError, match="do not fit the model .* problems.*missing: cross_modal_text_layers.1"
+    ) as caught:
+        smarttrim_cli.load(tmp_path / "m")
+    assert str(caught.value).startswith(str(tmp_path / "m/model.safetensors"))

@@ -1,0 +1,241 @@
+"""An interrupted and resumed run ends exactly as an uninterrupted one: the same bits."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from smarttrim_cli.engine.finetune import Trainer, finetune
+from smarttrim_cli.errors import UserError
+from tests.engine.tiny_run import metrics, recipe_file, tiny_recipe, tree
+
+STEPS = ("train.save_steps=3", "train.eval_steps=4", "logging.logging_steps=2", "train.save_total_limit=9")
+CASES: dict[str, tuple[str, ...]] = {
+    "dropout and Gumbel noise": (),
+    "accumulation, bf16": (
+        "train.gradient_accumulation_steps=3",
+        "train.per_device_train_batch_size=2",
+        "train.mixed_precision=bf16",
+    ),
+    "cosine, cost of MACs, fast trimmers, no curriculum": (
+        "optimizer.lr_scheduler_type=cosine",
+        "optimizer.multipliers={trimmers: 100}",
+        "strategy.cost_loss.on=macs",
+        "strategy.stable_init.enabled=false",
+        "strategy.curriculum.enabled=false",
+    ),
+    "no pruning, epochs, loader in a process": (
+        "pruning=null",
+        "train.max_steps=null",
+        "train.num_train_epochs=0.5",
+        "train.per_device_train_batch_size=10",
+        "train.dataloader_num_workers=1",
+    ),
+}
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a run."""
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, recipe: Any, after: int, resume: str | None = None) -> None:
+    """A run that ends in the middle of the step after so many."""
+    step = Trainer._step
+
+    def stop(trainer: Trainer, loader: Any) -> dict[str, float]:
+        if trainer.progress.step == after:
+            step(trainer, loader)
+            raise Interrupted
+        return step(trainer, loader)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Trainer, "_step", stop)
+        finetune(recipe, resume=resume)
+
+
+def assert_same_end(first: Path, second: Path) -> None:
+    assert metrics(first) == metrics(second)
+    for name in ("model", "best", "checkpoints/step-6"):
+        one, two = tree(first / name), tree(second / name)
+        assert one.keys() == two.keys()
+        different = {file for file in one if one[file] != two[file]}
+        assert different <= {"state.json"}, name  # which has the seconds that training took
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(_settings: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs by name of the case, made when first asked for."""
+
+    class Runs(dict[str, Path]):
+        def __missing__(self, case: str) -> Path:
+            folder = tmp_path_factory.mktemp("uninterrupted")
+            finetune(tiny_recipe(folder, *STEPS, *CASES[case]))
+            self[case] = folder / "run"
+            return self[case]
+
+    return Runs()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_run_ends_bit_identically(
+    case: str, uninterrupted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(tmp_path, *STEPS, *CASES[case])
+    reference = uninterrupted[case]
+    interrupted(monkeypatch, recipe, after=5)
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-3"]
+    assert not (tmp_path / "run/model").exists()
+    torch.manual_seed(999)  # what a new process starts with is not what matters
+    torch.rand(17)
+    finetune(recipe, resume="auto")
+    assert_same_end(tmp_path / "run", reference)
+
+
+def test_interrupted_twice_and_in_the_first_steps(
+    uninterrupted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = "dropout and Gumbel noise"
+    recipe = tiny_recipe(tmp_path, *STEPS, *CASES[case])
+    interrupted(monkeypatch, recipe, after=2)  # no checkpoint yet, but a log: auto begins anew
+    interrupted(monkeypatch, recipe, after=4, resume="auto")
+    interrupted(monkeypatch, recipe, after=7, resume="auto")
+    finetune(recipe, resume=str(tmp_path / "run/checkpoints/step-6"))
+    assert_same_end(tmp_path / "run", uninterrupted[case])
+
+
+def test_seed_matters(uninterrupted: dict[str, Path], tmp_path: Path) -> None:
+    """Without it, bit-identity would show nothing."""
+    finetune(tiny_recipe(tmp_path, *STEPS, "seed=43"))
+    assert metrics(tmp_path / "run") != metrics(uninterrupted["dropout and Gumbel noise"])
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from smarttrim_cli.engine import checkpoint
+from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.recipe import load_recipe
+
+torch.set_num_threads(1)
+write = checkpoint.write_json
+
+def kill_in_the_second(path, content):
+    if content["step"] > 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, content)
+
+checkpoint.write_json = kill_in_the_second
+finetune(load_recipe(sys.argv[1], sys.argv[2:]))
+"""
+
+
+def test_killed_while_writing_a_checkpoint(uninterrupted: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, str(recipe_file(tmp_path)), f"output_dir={run}", *STEPS]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    left = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert len(left) == 2 and left[0].startswith(".step-6.") and left[1] == "step-3"
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 6, "lo')  # a line cut short
+    finetune(tiny_recipe(tmp_path, *STEPS), resume="auto")
+    assert_same_end(run, uninterrupted["dropout and Gumbel noise"])
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+@pytest.fixture(scope="module")
+def stopped_once(_settings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupted(patch, tiny_recipe(folder, *STEPS), after=4)
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """A run that was stopped after its checkpoint at step 3."""
+    shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def refused(folder: Path, *overrides: str, resume: str = "auto") -> UserError:
+    """The error of resuming, which leaves the run as it was."""
+    before = tree(folder / "run")
+    with pytest.raises(UserError) as caught:
+        finetune(tiny_recipe(folder, *STEPS, *overrides), resume=resume)
+    assert tree(folder / "run") == before
+    return caught.value
+
+
+def test_other_length_or_model_is_refused(stopped: Path) -> None:
+    error = refused(stopped, "train.max_steps=9")
+    assert error.message == "the checkpoint is from a run of 8 steps, this one has 9"
+    assert error.where and error.where.endswith("step-3")
+    error = refused(stopped, "backbone.num_cross_layers=2")
+    assert "missing: model.backbone.cross_modal_text_layers.1." in error.message
+    assert error.where and error.where.endswith("weights.safetensors")
+
+
+def test_path_that_is_no_checkpoint(stopped: Path) -> None:
+    error = refused(stopped, resume=str(stopped / "run"))
+    assert "not a checkpoint" in error.message and error.where == str(stopped / "run")
+
+
+class Evil:
+    """Unpickling it would run code."""
+
+    def __reduce__(self) -> Any:
+        return (exec, ("raise SystemExit('code from a checkpoint was run')",))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *(
+            (file, damage)
+            for file in ("state.pt", "weights.safetensors")
+            for damage in ("truncated", "missing")
+        ),
+        *(("state.pt", damage) for damage in ("empty", "text", "pickle")),
+        *(("state.json", damage) for damage in ("truncated", "text")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_damaged_checkpoint_names_the_file(stopped: Path, file: str, damage: str) -> None:
+    path = stopped / "run/checkpoints/step-3" / file
+    content = path.read_bytes()
+    damaged = {
+        "truncated": content[: len(content) // 2],
+        "empty": b"",
+        "text": b"hello",
+        "pickle": pickle.dumps(Evil()),
+    }
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(damaged[damage])
+    error = refused(stopped, resume=str(path.parent))
+    assert file in str(error) and error.exit_code == 2 and "\n" not in error.message
+
+
+def test_state_with_wrong_content(stopped: Path) -> None:
+    folder = stopped / "run/checkpoints/step-3"
+    (folder / "state.json").write_text(json.dumps({"step": 3}), encoding="utf-8")
+    assert refused(stopped).where == str(folder / "state.json")
+
+
+def test_state_of_other_optimizer(stopped: Path) -> None:
+    file = stopped / "run/checkpoints/step-3/state.pt"
+    state = torch.load(file, weights_only=True)
+    del state["random"]
+    torch.save(state, file)
+    assert refused(stopped).where == str(file)
