@@ -26,7 +26,7 @@ from smarttrim_cli.pruning.context import current, enter, leave, trim
 from smarttrim_cli.pruning.sites import Architecture, AttentionSpec, FixedCost, LayerSpec, TokenCost
 
 TEXT_MODELS = ("bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "ernie")
-"""Hugging Face model types whose layers are BERT's: ``attention.self``, ``attention.output``, feed-forward."""
+"""Hugging Face model types whose layers are built like BERT's (``attention.self``, ``attention.output``)."""
 
 
 class VisionOptions(BaseModel):
@@ -247,7 +247,7 @@ def _build_vision(options: Options) -> VisionTransformer:
         raise UserError(f"timm cannot build {section.model!r}: {error}", where="backbone.vision") from error
     if not _is_plain_vit(vit):
         raise UserError(
-            f"{section.model!r} is not a timm VisionTransformer of plain blocks with a CLS as only prefix token",
+            f"{section.model!r} is not a plain timm VisionTransformer with a CLS as only prefix token",
             where="backbone.vision.model",
             hint="choose a model of the vit_* family with a class token, such as vit_base_patch16_224",
         )

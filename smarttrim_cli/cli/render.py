@@ -10,6 +10,7 @@ from typing import Any
 
 _COST_WORDS = ("macs", "latency", "memory", "_ms", "param", "seconds", "tokens")
 _COMPARED = ("full", "trimmed")
+_HEADER = ("quantity", "full", "trimmed", "ratio")
 
 
 def to_json(result: Any) -> str:
@@ -50,22 +51,27 @@ def comparison(result: Mapping[str, Any]) -> str:
     parts = []
     rows = _rows(full, trimmed, _flat)
     if rows:
-        parts.append(table(("quantity", "full", "trimmed", "ratio"), rows))
+        parts.append(table(_HEADER, rows))
     for name in dict.fromkeys([*_breakdowns(full), *_breakdowns(trimmed)]):
         inner = _rows(full.get(name, {}), trimmed.get(name, {}), _estimates, costs=_is_cost(name))
         parts.append(table((name.replace("_", " "), "full", "trimmed", "ratio"), inner))
     parts += _versus(result)
-    shown = (*_COMPARED, "difference", "baselines", "eval")
+    other_size = result.get("at_full_size")
+    if other_size:
+        heading = f"at the same sparsity: {other_size.get('recipe')} (random weights)"
+        parts.append(f"{heading}\n{table(_HEADER, _rows(other_size['full'], other_size['trimmed'], _flat))}")
+    shown = (*_COMPARED, "difference", "baselines", "eval", "at_full_size")
     return "\n\n".join([*parts, *_further({n: value for n, value in result.items() if n not in shown})])
 
 
 def _estimates(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Estimates (a mean with ``se`` and ``count``) as their mean, with error and number in the name."""
+    """Estimates (a mean with ``se`` and ``count``) as two rows: the mean, and its error."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and "se" in value:
-            mean = next(number for key, number in value.items() if key not in ("se", "count"))
-            flat[f"{name} (n={value.get('count')}, se={format_value(value['se'])})"] = mean
+            label = f"{name} (n={value.get('count')})"
+            flat[label] = next(number for key, number in value.items() if key not in ("se", "count"))
+            flat[f"  standard error of {name}"] = value["se"]
         else:
             flat[name] = value
     return flat
@@ -145,10 +151,14 @@ def _rows(
             name,
             left.get(name),
             right.get(name),
-            _ratio(left.get(name), right.get(name), costs or _is_cost(name)),
+            None if _is_error(name) else _ratio(left.get(name), right.get(name), costs or _is_cost(name)),
         ]
         for name in dict.fromkeys([*left, *right])
     ]
+
+
+def _is_error(name: str) -> bool:
+    return name.endswith("_se") or "standard error" in name or name == "count"
 
 
 def _is_cost(name: str) -> bool:

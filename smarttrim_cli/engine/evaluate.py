@@ -92,6 +92,7 @@ def _report(bundle: Bundle, results: dict[str, Predictions], split: str) -> dict
         return report
     count = len(trimmed.macs)
     report["full"]["gmacs"] = sum(trimmed.full_macs) / count / 1e9
+    report["full"]["gmacs_by_part"] = {part: macs / count / 1e9 for part, macs in trimmed.full_parts.items()}
     report["trimmed"] = score_summary(task, trimmed)
     if task.metric in report["full"]:
         report["trimmed"]["retained"] = report["trimmed"][task.metric] / max(

@@ -71,6 +71,10 @@ def new_folder(path: Path) -> Iterator[Path]:
         with naming(path):
             yield temporary
             replace_folder(temporary, path)
+    except OSError as error:
+        if Path(str(error.filename)).is_relative_to(temporary):  # a name that nobody knows
+            error.filename = str(path / Path(str(error.filename)).relative_to(temporary))
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -88,6 +88,7 @@ def finetune(
     if dry_run:
         return _dry_run(recipe, reporter)
     bundle = build(recipe, reporter.message)
+    _open_splits(recipe, bundle)
     plan = plan_for(recipe, bundle)
     trainer = Trainer(recipe, run, bundle, plan, accelerator, reporter)
     if checkpoint is not None:
@@ -105,10 +106,18 @@ def _dry_run(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
     """The plan, with data and weights checked; from the configuration alone where they are missing."""
     try:
         bundle = build(recipe, reporter.message)
+        _open_splits(recipe, bundle)
     except UserError as error:
         reporter.warn(f"this would stop the training: {error}")
         return plan_without_data(recipe)
     return describe_plan(recipe, bundle.model, plan_for(recipe, bundle))
+
+
+def _open_splits(recipe: Recipe, bundle: Bundle) -> None:
+    """Read what is needed after training already now: a name that is wrong should not cost the training."""
+    calibrated = recipe.pruning.calibrate if recipe.pruning else None
+    for role in ("eval", *([calibrated.split] if calibrated else [])):
+        bundle.task.dataset(bundle.task.split_name(role), bundle.processor)
 
 
 def _refuse_taken(run: Run, resume: str | None, overwrite: bool) -> None:

@@ -12,7 +12,8 @@ from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.loading import Loader
 from smarttrim_cli.engine.report import Reporter
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.pruning.cost import instance_macs, macs_by_part, measured_counts
+from smarttrim_cli.pruning.cost import full_counts, instance_macs, macs_by_part, measured_counts
+from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.objective import kept_fractions, sites_heads
 from smarttrim_cli.pruning.sites import TOKEN, Site
@@ -52,6 +53,7 @@ class Predictions:
         macs: MACs of every instance as run.
         full_macs: MACs the full model would have cost it.
         parts: MACs per part, summed over instances.
+        full_parts: The same for the full model.
         kept: Kept fraction per group.
     """
 
@@ -59,6 +61,7 @@ class Predictions:
     macs: list[float] = field(default_factory=list)
     full_macs: list[float] = field(default_factory=list)
     parts: dict[str, float] = field(default_factory=dict)
+    full_parts: dict[str, float] = field(default_factory=dict)
     kept: dict[str, list[float]] = field(default_factory=dict)
     skipped: int = 0
 
@@ -91,20 +94,27 @@ def predict(
     return results
 
 
-def add_costs(result: Predictions, model: TrimmedModel, decisions: Any) -> None:
+def add_costs(result: Predictions, model: TrimmedModel, decisions: Decisions) -> None:
     """Add the costs and kept fractions of a batch."""
     trimmed_B, full_B = instance_macs(model, decisions)
     result.macs += trimmed_B.tolist()
     result.full_macs += full_B.tolist()
     counts = {name: value.double() for name, value in measured_counts(decisions).items()}
-    for part, macs in macs_by_part(model.architecture, counts, model.sites).items():
-        total = float(macs.sum()) if isinstance(macs, torch.Tensor) else macs * len(trimmed_B)
-        result.parts[part] = result.parts.get(part, 0.0) + total
+    tokens = {stream: counts[f"{stream}.in"] for stream in decisions.valid}
+    whole = full_counts(model.architecture, tokens)
+    _add_parts(result.parts, macs_by_part(model.architecture, counts, model.sites), len(trimmed_B))
+    _add_parts(result.full_parts, macs_by_part(model.architecture, whole), len(trimmed_B))
     heads = {
         name: sites_heads(model, Site.parse(name)) for name in model.sites if Site.parse(name).kind != TOKEN
     }
     for group, fraction_B in kept_fractions(decisions, model.groups, heads).items():
         result.kept.setdefault(group, []).extend(fraction_B.tolist())
+
+
+def _add_parts(sums: dict[str, float], parts: dict[str, Any], batch: int) -> None:
+    for part, macs in parts.items():
+        total = float(macs.sum()) if isinstance(macs, torch.Tensor) else macs * batch
+        sums[part] = sums.get(part, 0.0) + total
 
 
 def instances(bundle: Bundle, split: str, limit: int) -> Iterator[Batch]:

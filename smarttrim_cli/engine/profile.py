@@ -26,7 +26,6 @@ from smarttrim_cli.engine.simulate import (
     simulated_trimmers,
 )
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.pruning.cost import full_counts, macs_by_part
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.tasks.base import Batch
 
@@ -64,7 +63,8 @@ def profile(
         num_instances: How many instances are measured.
         batch_size: Instances per forward pass; None for the recipe's ``evaluate.batch_size``.
         random_weights: Build the model from its configuration, with random weights, inputs and decisions.
-        sparsity_from: With random weights or decisions: a run whose measured kept fractions are used.
+        sparsity_from: With random weights or decisions: a run whose measured kept fractions are used; its
+            summary gets the result as ``at_full_size``.
         device: Such as ``cpu`` or ``cuda``; None for the best there is.
         threads: CPU threads.
         reporter: Receives messages and progress.
@@ -89,8 +89,11 @@ def profile(
     report = _measure(model, data, size == 1, where, reporter)
     report["environment"] = describe_environment(where)
     report["simulated_decisions"] = run is None
+    report["recipe"] = target or subject.recipe.output_dir
     if run is not None and single_instance and not overrides:
         run.merge_summary(_for_summary(report))
+    if sparsity_from is not None and single_instance:
+        Run(Path(sparsity_from)).merge_summary({"at_full_size": report})
     return report
 
 
@@ -200,7 +203,7 @@ def _report(
         "batch_size": 1 if single else len(data[0]),
         "full": _side(measured["full"], costs.full_macs, memory["full"], parameter_count(model.backbone)),
     }
-    report["full"]["gmacs_by_part"] = _full_parts(model, data)
+    report["full"]["gmacs_by_part"] = {part: macs / count / 1e9 for part, macs in costs.full_parts.items()}
     if "packed" not in measured:
         return report
     parameters = parameter_count(model.backbone) + parameter_count(model.trimmers)
@@ -236,17 +239,6 @@ def _side(measured: Measured, analytic: list[float], memory: int, parameters: in
     if measured.macs:
         side["gmacs_cost_model"] = sum(analytic) / len(analytic) / 1e9
     return side
-
-
-def _full_parts(model: TrimmedModel, data: list[Batch]) -> dict[str, float]:
-    """GMACs by part of the untrimmed model, mean over instances, from the cost model."""
-    sums: dict[str, float] = {}
-    lengths = [int(n) for batch in data for n in batch.inputs["attention_mask"].sum(1).tolist()]
-    for length in lengths:
-        tokens = model.backbone.token_counts(length)
-        for part, macs in macs_by_part(model.architecture, full_counts(model.architecture, tokens)).items():
-            sums[part] = sums.get(part, 0.0) + macs / len(lengths) / 1e9
-    return sums
 
 
 def _percentiles(values: list[float], at: Sequence[int] = (5, 25, 50, 75, 95)) -> dict[str, float]:

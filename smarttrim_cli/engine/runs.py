@@ -23,6 +23,7 @@ from smarttrim_cli.data.files import read_json
 from smarttrim_cli.engine.files import finite, write_json, write_text
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.recipe import Recipe, load_recipe, resolved_yaml
+from smarttrim_cli.recipe.shipped import shipped_paths
 
 DEFAULT_RECIPE = "quickstart"
 
@@ -145,6 +146,10 @@ def find_subject(target: str | None, overrides: Sequence[str] = ()) -> Subject:
         return Subject(Run(path).recipe(overrides), Run(path))
     if path.is_dir():
         raise UserError("not a run directory: it has no recipe.yaml", where=target)
+    if not path.exists() and path.suffix not in (".yaml", ".yml") and target not in shipped_paths():
+        found = ", ".join(sorted(str(file.parent) for file in Path("runs").glob("*/recipe.yaml")))
+        hint = f"runs here: {found or 'none'}; recipes: {', '.join(shipped_paths())}"
+        raise UserError("no such run directory or recipe", where=target, hint=hint)
     return Subject(load_recipe(target, overrides), None)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,12 +13,10 @@ from smarttrim_cli.engine.artifact import build_backbone, trimmers_for
 from smarttrim_cli.engine.build import TYPICAL_TEXT_TOKENS, backbone_section, start_of, trimmer_config
 from smarttrim_cli.engine.runs import Run, is_run
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.pruning.calibrate import calibrate
 from smarttrim_cli.pruning.model import TrimmedModel, site_info
 from smarttrim_cli.pruning.plan import make_plan
 from smarttrim_cli.pruning.sites import TOKEN, Site
 from smarttrim_cli.recipe import Recipe
-from smarttrim_cli.tasks.base import Batch
 from smarttrim_cli.trimmers._simulated import SimulatedTrimmer
 
 
@@ -89,15 +86,4 @@ def apply_targets(model: TrimmedModel, recipe: Recipe, kept: dict[str, float] | 
     assert pruning is not None
     sparsity = pruning.target_sparsity.groups() if pruning.target_sparsity else None
     plan = make_plan(model.architecture, model.sites, model.groups, tokens, sparsity, pruning.target_speedup)
-    model.set_targets(plan.kept)
-    if pruning.target_speedup is not None:
-        calibrate(model.eval(), example_batches(model, 4), pruning.target_speedup, tolerance=0.002, rounds=10)
-
-
-def example_batches(model: TrimmedModel, number: int, text_tokens: int = TYPICAL_TEXT_TOKENS) -> list[Batch]:
-    """Single instances of random pixels and token ids."""
-    batches: list[Any] = []
-    for index in range(number):
-        inputs = model.backbone.example_inputs(text_tokens, seed=index)
-        batches.append(Batch(inputs, torch.tensor([index + 1]), {}))
-    return batches
+    model.set_targets(plan.kept)  # met in the mean; calibrating on a few random instances would add noise

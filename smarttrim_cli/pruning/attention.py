@@ -3,8 +3,9 @@
 In ``masked`` mode the weights are exp(a) m / sum(exp(a) m) with the straight-through keep mask m. The exact
 gradient for m needs the weight that a dropped key *would* have; it is had from
 scaled_dot_product_attention itself by a bias column on the keys: -50 for a dropped key leaves it e^-50 of
-its weight in the forward (nothing in float32, unless its logit is tens above the kept ones), and multiplying its gradient by e^50
-restores the exact value. Without gradients a dropped key gets the bias of padding and is gone in any case.
+its weight in the forward (nothing in float32, unless its logit is tens above the kept ones), and multiplying
+its gradient by e^50 restores the exact value. Without gradients a dropped key gets the bias of padding and
+is gone in any case.
 
 Legend: B batch, N query tokens, M key tokens, T packed tokens, H heads, E head width.
 """

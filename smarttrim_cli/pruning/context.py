@@ -1,8 +1,8 @@
 """One forward context per pass: streams, CLS vectors, decisions.
 
-Backbones call ``enter``, ``trim`` and ``leave``. Without a context (mode ``full``) these return their input: the
-host model runs as it is. The two streams of a co-attention layer are trimmed in one call, before either side
-runs, since each attends to the other.
+Backbones call ``enter``, ``trim`` and ``leave``. Without a context (mode ``full``) these return their input:
+the host model runs as it is. The two streams of a co-attention layer are trimmed in one call, before either
+side runs, since each attends to the other.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class ForwardContext:
         return self._decide(scores_BH, self.trimmers[site.name].draws)
 
     def _decide(self, scores: Tensor, drawn: bool) -> Tensor:
-        """The one place where a score becomes a float keep mask; scores that are draws get no further noise."""
+        """The one place where a score becomes a float keep mask; draws get no further noise."""
         if self.sampling is None:
             return hard_mask(scores, self.threshold).to(scores.dtype)
         noisy = self.sampling.noise > 0 and not drawn

@@ -31,7 +31,7 @@ def scheduled_targets(
 
 
 def steered_threshold(threshold: float, macs_ratio: float, target: float, gain: float) -> float:
-    """Integral control of the decision threshold, a variant of ours: up while too much is kept, down while too little.
+    """Integral control of the decision threshold (ours): up while too much is kept, else down.
 
     Args:
         threshold: Current threshold, a logit.

@@ -17,8 +17,12 @@ def read_records(path: Path) -> list[Record]:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the predictions: {error}", where=str(path)) from error
+    except OSError as error:
+        raise UserError(f"cannot read the predictions: {error.strerror}", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"cannot read the predictions: not UTF-8 (byte {error.start})", where=str(path)
+        ) from error
     records: list[Record] = []
     seen: dict[int | str, int] = {}
     for number, line in enumerate(lines, 1):

@@ -280,7 +280,7 @@ class _Losses(nn.Module):
     def alignment_loss(
         self, text_BLD: Tensor, image_BND: Tensor, ids_BL: Tensor, patches_BN5: Tensor
     ) -> Tensor:
-        """Does a patch have the attribute that a word names? Over attribute words only."""
+        """Does a patch have the attribute that a word names? Over attribute words only; 0 if none are."""
         backbone = self._backbone[0]
         words = backbone.cross_modal_text_transform(text_BLD)
         patches = backbone.cross_modal_image_transform(image_BND)
@@ -292,9 +292,10 @@ class _Losses(nn.Module):
         found = found.gather(3, kind_BL[:, :, None, None].expand(*found.shape[:3], 1)).squeeze(-1)
         matches_BLN = (found == value_BL[..., None]).float()
         positive = torch.tensor(3.0, device=logits_BLN.device)
-        return F.binary_cross_entropy_with_logits(
-            logits_BLN[chosen], matches_BLN[chosen], pos_weight=positive
+        losses = F.binary_cross_entropy_with_logits(
+            logits_BLN[chosen], matches_BLN[chosen], pos_weight=positive, reduction="none"
         )
+        return losses.sum() / max(losses.numel(), 1)
 
 
 def _word_attributes(processor: Processor) -> Tensor:

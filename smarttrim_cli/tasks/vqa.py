@@ -126,7 +126,7 @@ class VqaTask:
         return [sample.question for sample in self.samples(split)]
 
     def prepare_labels(self, folder: Path | None) -> None:
-        """Answers of a model from its folder (else the recipe's file), of a new one from that or the training split.
+        """Answers of a model from its folder, else the recipe's file; of a new one from that or the data.
 
         Raises:
             UserError: The model has none, or others than the recipe.

@@ -140,7 +140,7 @@ def test_trimmers_alone_attach_to_a_host_loaded_by_other_means(exported: Path) -
         (lambda f: (f / "preprocessing.json").unlink(), "preprocessing.json: no such file"),
         (lambda f: (f / "tokenizer.json").unlink(), "cannot load the tokenizer"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "cannot load the tokenizer"),
-        (lambda f: (f / "answers.json").write_text('{"yes": 0}'), "the weights do not fit"),
+        (lambda f: (f / "answers.json").write_text('{"yes": 0}'), "label vocabulary has 1"),
         (lambda f: (f / "answers.json").unlink(), "answers.json"),
     ],
 )  # fmt: skip

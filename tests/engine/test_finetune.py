@@ -51,7 +51,7 @@ def test_metrics_have_losses_and_each_group_beside_its_target(trained: Path) -> 
     for record in records:
         names = {"loss", "task", "distillation", "cost", "learning_rate"}
         names |= {f"{kind}/{group}" for kind in ("kept", "target") for group in GROUPS}
-        assert names | {"step"} == set(record)
+        assert names | {"step"} <= set(record)
         total = record["task"] + record["distillation"] + 20 * record["cost"]
         assert record["loss"] == pytest.approx(total, rel=1e-4)
     last = records[-1]

@@ -56,7 +56,7 @@ def test_batches_of_a_run_do_not_touch_its_summary(trained: Path) -> None:
 
 def test_random_weights_at_the_recipes_speedup(tmp_path: Path) -> None:
     report = profile(
-        str(recipe_file(tmp_path)), random_weights=True, num_instances=512, batch_size=64, device="cpu"
+        str(recipe_file(tmp_path)), random_weights=True, num_instances=256, batch_size=64, device="cpu"
     )
     assert_complete(report, single=False)
     assert report["simulated_decisions"] is True

@@ -1,0 +1,228 @@
+"""What a user sees of each mistake: what is wrong, where, what to do; the exit code; nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from smarttrim_cli.cli.app import app
+from tests.engine.tiny_run import RECIPE, recipe_file, trained_run, tree
+
+QUICK = ["train.max_steps=2", "evaluate.max_instances=4"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the tiny recipe."""
+    monkeypatch.chdir(tmp_path)
+    recipe_file(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run_here(here: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a trained run."""
+    shutil.copytree(trained_run(tmp_path_factory), "runs/tiny")
+    return here
+
+
+def smarttrim(*arguments: str, code: int) -> str:
+    """What a command prints on stderr; results stay off a failure's stdout, unless a check failed."""
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output and "internal error" not in result.output
+    return str(result.stderr if code else result.stdout)
+
+
+def test_unknown_key(here: Path) -> None:
+    Path("bad.yaml").write_text(RECIPE.replace("pruning:", "prunning:"), encoding="utf-8")
+    line = RECIPE.splitlines().index("pruning:") + 1
+    text = smarttrim("finetune", "bad.yaml", code=2)
+    assert f"bad.yaml:{line}" in text and "prunning" in text and "pruning" in text.replace("prunning", "")
+    text = smarttrim("finetune", "tiny.yaml", "optimizer.learning_rat=1", code=2)
+    assert "optimizer.learning_rat" in text and "learning_rate" in text
+    assert not Path("runs").exists()
+
+
+def test_missing_recipe(here: Path) -> None:
+    text = smarttrim("finetune", "quikstart", code=2)
+    assert text.startswith("error: quikstart: no such recipe") and "quickstart" in text
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "not an image"])
+def test_bad_image(run_here: Path, damage: str) -> None:
+    smarttrim("data", "scenes", "--out", "data", *_scenes(), code=0)
+    image = sorted(Path("data/test").iterdir())[0]
+    if damage == "missing":
+        image.unlink()
+    else:
+        image.write_bytes(image.read_bytes()[:70] if damage == "truncated" else b"hello")
+    before = tree(run_here / "runs")
+    data = "task.data={name: vqa_v2, data_dir: data}"
+    text = smarttrim("evaluate", "runs/tiny", data, code=2)
+    expected = {"missing": "is missing", "truncated": "is damaged", "not an image": "is not an image"}
+    lines = text.splitlines()
+    error = next(line for line in lines if line.startswith("error: "))
+    assert expected[damage] in error and "sample " in error and str(image) in error
+    assert lines[-1].startswith("  ")  # what to do
+    assert tree(run_here / "runs") == before
+    text = smarttrim("evaluate", "runs/tiny", data, "task.on_bad_sample=skip", "--json", code=0)
+    assert '"skipped": 4' in text
+
+
+def _scenes() -> list[str]:
+    return ["image_size=32", "grid=2", "cell_size=16", "object_sizes=[9, 13]", "max_objects=4",
+            "num_images={train: 2, calibration: 2, val: 2, test: 3}"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: None, "no model there: config.json is missing"),
+        (lambda: Path("ck").write_text("hello"), "no model there: config.json is missing"),
+        (lambda: _copy(("model.safetensors", None)), "model.safetensors: the weights are missing"),
+        (lambda: _copy(("model.safetensors", b"hello")), "model.safetensors: the weights cannot be read"),
+        (lambda: _copy(("config.json", b"{}")), "config.json: not the configuration of a smarttrim-model"),
+        (lambda: _other_weights(), "the weights do not fit the model"),
+    ],
+)
+def test_wrong_checkpoint(run_here: Path, make: Any, message: str) -> None:
+    make()
+    text = smarttrim(
+        "finetune",
+        "tiny.yaml",
+        "backbone={name: meter, checkpoint: ck}",
+        "output_dir=runs/new",
+        *QUICK,
+        code=2,
+    )
+    assert message in text and "ck" in text
+    assert not Path("runs/new").exists()
+
+
+def _copy(change: tuple[str, bytes | None]) -> None:
+    shutil.copytree("runs/tiny/model", "ck")
+    name, content = change
+    if content is None:
+        (Path("ck") / name).unlink()
+    else:
+        (Path("ck") / name).write_bytes(content)
+
+
+def _other_weights() -> None:
+    import torch
+
+    shutil.copytree("runs/tiny/model", "ck")
+    save_file({"classifier.weight": torch.zeros(2, 2)}, "ck/model.safetensors")
+
+
+def test_checkpoint_of_another_architecture(run_here: Path) -> None:
+    section = "backbone={name: meter, checkpoint: runs/tiny, num_cross_layers: 3}"
+    text = smarttrim("finetune", "tiny.yaml", section, "output_dir=runs/new", code=2)
+    assert "backbone.num_cross_layers: num_cross_layers is 3 in the recipe but 1 in the checkpoint" in text
+    assert "leave it out" in text
+
+
+def test_answers_outside_the_vocabulary(run_here: Path) -> None:
+    Path("answers.json").write_text('{"zebra": 0, "giraffe": 1}', encoding="utf-8")
+    text = smarttrim(
+        "finetune", "tiny.yaml", "task.answers=answers.json", "output_dir=runs/new", *QUICK, code=2
+    )
+    assert "none of the 160 questions of split train has an answer in the vocabulary" in text
+    assert not Path("runs/new").exists()
+    Path("answers.json").write_text('{"yes": 0, "no": 1}', encoding="utf-8")
+    result = CliRunner().invoke(
+        app, ["finetune", "tiny.yaml", "task.answers=answers.json", "output_dir=runs/new", *QUICK]
+    )
+    assert result.exit_code == 0
+    assert "of 160 questions of split train have no answer in the vocabulary" in result.stderr
+
+
+def test_taken_and_unwritable_output_dir(run_here: Path) -> None:
+    before = tree(run_here / "runs")
+    text = smarttrim("finetune", "tiny.yaml", code=2)
+    assert text.startswith("error: runs/tiny: there is a run in this directory already")
+    for way_out in ("--resume auto", "--overwrite", "output_dir="):
+        assert way_out in text
+    assert tree(run_here / "runs") == before
+    text = smarttrim("finetune", "tiny.yaml", "output_dir=tiny.yaml/run", code=2)
+    assert text.startswith("error: output_dir tiny.yaml/run: cannot write there") and "is a file" in text
+    text = smarttrim("export", "runs/tiny", "--out", "tiny.yaml/x", code=2)
+    assert "is a file" in text
+
+
+@pytest.mark.parametrize("call", ["replace", "write"])
+def test_full_disk(run_here: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = tree(run_here / "runs")
+    if call == "replace":
+        monkeypatch.setattr(os, "replace", full)
+    else:
+        monkeypatch.setattr(Path, "write_text", full)
+    text = smarttrim(
+        "evaluate", "runs/tiny", "evaluate.max_instances=4", "--predictions-out", "p.jsonl", code=1
+    )
+    assert "error: the disk is full: p.jsonl" in text and "free some space" in text
+    text = smarttrim("export", "runs/tiny", "--out", "exported", code=1)
+    assert "the disk is full: exported" in text
+    assert sorted(path.name for path in run_here.iterdir()) == ["runs", "tiny.yaml"]
+    assert tree(run_here / "runs") == before
+
+
+@pytest.mark.parametrize("key", ["task.splits.eval", "task.splits.calibration", "task.splits.train"])
+def test_unknown_split_is_found_before_training(here: Path, key: str) -> None:
+    text = smarttrim("finetune", "tiny.yaml", f"{key}=nope", code=2)
+    assert "no questions for split nope" in text and "Splits there: calibration, test, train, val" in text
+    assert not Path("runs").exists()
+
+
+def test_not_a_run(run_here: Path) -> None:
+    text = smarttrim("evaluate", "runs/tyni", code=2)
+    assert text.startswith(
+        "error: runs/tyni: no such run directory or recipe\n  runs here: runs/tiny; recipes: "
+    )
+    Path("empty").mkdir()
+    for command in ("evaluate", "profile", "summary"):
+        text = smarttrim(command, "empty", code=2)
+        assert text.startswith("error: empty: not a run directory: it has no recipe.yaml")
+    text = smarttrim("evaluate", "tiny.yaml", "output_dir=runs/none", code=2)
+    assert "no trained model there yet" in text and "smarttrim finetune tiny.yaml" in text
+    text = smarttrim("evaluate", "runs/tiny", "--split", "tset", code=2)
+    assert "no questions for split tset" in text and "test" in text
+
+
+def test_require(run_here: Path) -> None:
+    target = ["evaluate", "runs/tiny", "--max-instances", "8", "--quiet"]
+    smarttrim(*target, "--require", "trimmed.accuracy>=0", "--require", "speedup.macs>1", code=0)
+    text = smarttrim(*target, "--require", "trimmed.accuracy>1", code=1)
+    assert "failed: required trimmed.accuracy>1, but it is " in text
+    text = smarttrim(*target, "--require", "trimmed.acuracy>=0", code=2)
+    assert "the result has no trimmed.acuracy; did you mean trimmed.accuracy" in text
+
+
+def test_predictions_that_are_none(run_here: Path) -> None:
+    Path("p.jsonl").write_text('{"id": 1, "prediction": "a"}\n{"id": ', encoding="utf-8")
+    text = smarttrim("evaluate", "runs/tiny", "--from-predictions", "p.jsonl", code=2)
+    assert text.splitlines()[-1].startswith("error: p.jsonl:2: not JSON")
+
+
+def test_damaged_checkpoint(run_here: Path) -> None:
+    state = Path("runs/tiny/checkpoints/step-40/state.pt")
+    state.write_bytes(state.read_bytes()[:1000])
+    text = smarttrim("finetune", "runs/tiny/recipe.yaml", "output_dir=runs/tiny", "--resume", "auto", code=2)
+    assert f"error: {state}: the checkpoint is damaged" in text and "--resume" in text
+
+
+def test_divergence(here: Path) -> None:
+    text = smarttrim("finetune", "tiny.yaml", "optimizer.learning_rate=1e30", "-q", code=1)
+    assert "failed: runs/tiny: training has diverged: the loss is " in text and "at step 2" in text
+    assert "lower optimizer.learning_rate" in text

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from smarttrim_cli.data.vocab import AnswerVocab
+from smarttrim_cli.data.vqa_v2 import VqaSample
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.tasks.base import EmptyBatch
+from smarttrim_cli.tasks.vqa import Options, VqaTask, build
+
+SCENES = {
+    "name": "scenes",
+    "image_size": 16,
+    "grid": 2,
+    "cell_size": 8,
+    "object_sizes": [7],
+    "max_objects": 4,
+}
+DATA = {**SCENES, "num_images": {"train": 6, "calibration": 1, "val": 2, "test": 2}}
+
+
+def task(log: Any = print, **options: Any) -> VqaTask:
+    return build(Options(data=DATA, min_answer_count=1, **options), log)
+
+
+def sample(number: int, *answers: str) -> VqaSample:
+    major = max(set(answers), key=answers.count)
+    return VqaSample(number, number, Path(f"{number}.png"), "?", answers, "what", "other", major)
+
+
+class Tokens:
+    """Stands for a processor: as many zeros as there are words."""
+
+    def batch(self, pixels: Any, texts: Any) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.stack(pixels), "input_ids": torch.zeros(len(texts), 3)}
+
+
+def test_loss_is_the_mean_over_instances_of_the_sum_over_answers() -> None:
+    one = task()
+    one.vocab = AnswerVocab(("a", "b"))
+    items = [(sample(1, *["a"] * 10), torch.zeros(3)), (sample(2, *["b"] * 2, *["c"] * 8), torch.zeros(3))]
+    batch = one.collate(items, Tokens())  # type: ignore[arg-type]
+    assert batch.targets["answers"].tolist() == [[1.0, 0.0], [0.0, pytest.approx(0.6)]]
+    assert batch.instance_ids.tolist() == [1, 2] and len(batch) == 2
+    loss = one.loss(torch.tensor([[0.0, 0.0], [0.0, math.log(3.0)]]), batch)
+    last = -0.6 * math.log(0.75) - 0.4 * math.log(0.25)
+    assert float(loss) == pytest.approx((3 * math.log(2) + last) / 2)
+
+
+def test_predictions_and_submission() -> None:
+    one = task(types="question_type")
+    one.vocab = AnswerVocab(("a", "b"))
+    items = [(sample(1, *["a"] * 10), torch.zeros(3)), (sample(2, *["b"], *["c"] * 9), torch.zeros(3))]
+    batch = one.collate(items, Tokens())  # type: ignore[arg-type]
+    records = one.predict(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), batch)
+    assert [record["prediction"] for record in records] == ["a", "b"]
+    assert [record["score"] for record in records] == pytest.approx([1.0, 0.3])
+    assert records[0] | {"type": "what", "reference": "a", "id": 1} == records[0]
+    assert one.submission(records) == [
+        {"question_id": 1, "answer": "a"},
+        {"question_id": 2, "answer": "b"},
+    ]
+
+
+def test_broken_images_leave_a_batch() -> None:
+    one = task()
+    one.vocab = AnswerVocab(("a",))
+    batch = one.collate([None, (sample(2, "a"), torch.zeros(3)), None], Tokens())  # type: ignore[arg-type]
+    assert batch.instance_ids.tolist() == [2]
+    with pytest.raises(EmptyBatch, match="all 2 images of a batch are broken"):
+        one.collate([None, None], Tokens())  # type: ignore[arg-type]
+
+
+def test_roles_and_limits() -> None:
+    one = task(splits={"eval": "test"})
+    assert one.split_name("eval") == "test" and one.split_name("train2014") == "train2014"
+    one.prepare_labels(None)
+    everything = one.samples("train")
+    assert len(everything) == 24
+    some = one.dataset("train", None, limit=4)  # type: ignore[arg-type]
+    assert [s.question_id for s in some.samples] == [everything[i].question_id for i in (0, 6, 12, 18)]  # type: ignore[attr-defined]
+
+
+def test_answers_come_from_the_model(tmp_path: Path) -> None:
+    (tmp_path / "answers.json").write_text('{"x": 1, "y": 0}', encoding="utf-8")
+    one = task()
+    one.prepare_labels(tmp_path)
+    assert one.num_labels == 2 and one.vocab == AnswerVocab(("y", "x"))
+    other = tmp_path / "other.json"
+    other.write_text(
+        '{"x": 0, "y": 1}', encoding="utf-8"
+    )  # as many, in another order: answers would be mixed up
+    with pytest.raises(UserError, match="not the answers of the model"):
+        task(answers=str(other)).prepare_labels(tmp_path)
+    task(answers=str(tmp_path / "gone.json")).prepare_labels(tmp_path)
+    with pytest.raises(UserError, match="the model's answers are missing"):
+        task().prepare_labels(tmp_path / "empty")
+    assert not one._cache  # no data were read
+
+
+def test_answers_outside_the_vocabulary() -> None:
+    messages: list[str] = []
+    one = task(messages.append)
+    one.vocab = AnswerVocab(("yes", "no"))
+    unanswerable = sum(not {"yes", "no"} & set(s.answers or ()) for s in one.samples("train"))
+    assert 0 < unanswerable < 24
+    one.dataset("train", None, training=True)  # type: ignore[arg-type]
+    assert messages[-1].startswith(f"{unanswerable} of 24 questions of split train have no answer")
+    one.vocab = AnswerVocab(("zebra",))
+    one.dataset("train", None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="none of the 24 questions of split train"):
+        one.dataset("train", None, training=True)  # type: ignore[arg-type]
+
+
+def test_rescoring_takes_what_it_knows_only() -> None:
+    one = task()
+    known = one.samples("val")[0]
+    (record,) = one.rescore([{"id": known.question_id, "prediction": known.major_answer}], "val")
+    assert record["score"] == 1.0
+    with pytest.raises(UserError, match="1 of 2 predictions .* such as question_id -1"):
+        one.rescore([{"id": known.question_id, "prediction": "a"}, {"id": -1, "prediction": "a"}], "val")
+    with pytest.raises(UserError, match="is 3, not a text"):
+        one.rescore([{"id": known.question_id, "prediction": 3}], "val")
+
+
+def test_training_split_without_answers_is_refused_even_if_read_before(tmp_path: Path) -> None:
+    """Zero targets used to be trained on if the questions had been read for the tokenizer."""
+    folder = task().folder
+    files = {"name": "vqa_v2", "data_dir": str(tmp_path), "images_dir": str(folder)}
+    questions = "v2_OpenEnded_mscoco_train_questions.json"
+    (tmp_path / questions).write_bytes((folder / questions).read_bytes())
+    (tmp_path / "answers.json").write_text(json.dumps({"yes": 0}), encoding="utf-8")
+    one = build(Options(data=files), print)
+    one.prepare_labels(tmp_path)
+    assert len(one.texts("train")) == 24
+    with pytest.raises(UserError, match="has questions but no answers"):
+        one.dataset("train", None, training=True)  # type: ignore[arg-type]
