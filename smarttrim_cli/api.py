@@ -23,7 +23,7 @@ class Prediction:
 
     Attributes:
         answer: The prediction.
-        score: Its probability.
+        score: The model's confidence in it, 0..1.
         gmacs: MACs that were spent on this instance, in billions.
         full_gmacs: What the full model spends on it.
         decisions: What was kept where.
@@ -87,12 +87,11 @@ class TrimmedVlm:
         answers = self.bundle.model(inputs, "full" if full else "packed")
         decided = self.bundle.model(inputs, "packed").decisions if full else answers.decisions
         spent_B, full_B = instance_macs(self.bundle.model, decided)
-        scores = torch.sigmoid(answers.output).max(-1).values.tolist()
         results = []
-        for index, answer in enumerate(self.bundle.task.answer(answers.output)):
+        for index, (answer, score) in enumerate(self.bundle.task.answer(answers.output)):
             cost = float(full_B[index] if full else spent_B[index]) / 1e9
             kept = None if full else decided.instance(index)
-            results.append(Prediction(answer, scores[index], cost, float(full_B[index]) / 1e9, kept))
+            results.append(Prediction(answer, score, cost, float(full_B[index]) / 1e9, kept))
         return results
 
 

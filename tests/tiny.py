@@ -38,6 +38,7 @@ def _meter(model: str = "vit_tiny_patch16_224", text: str = "roberta", **vit: An
     types = 1 if text == "roberta" else 2
     return {
         "image_size": 32,
+        "max_text_length": 30,
         "vision": {"model": model, "args": {**_VIT, **vit}},
         "text": {"model_type": text, "config": {**_TEXT, "type_vocab_size": types}},
         "hidden_size": 40,

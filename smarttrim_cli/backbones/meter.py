@@ -28,6 +28,9 @@ from smarttrim_cli.pruning.sites import Architecture, AttentionSpec, FixedCost, 
 TEXT_MODELS = ("bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "ernie")
 """Hugging Face model types whose layers are built like BERT's (``attention.self``, ``attention.output``)."""
 
+_POSITION_OFFSET = 2
+"""RoBERTa's positions start behind its padding index 1."""
+
 
 class VisionOptions(BaseModel):
     """The vision encoder."""
@@ -100,7 +103,7 @@ class Meter(nn.Module):
         super().__init__()
         self.options = options
         self.vit_model = _build_vision(options)
-        self.text_transformer = _build_text(options.text)
+        self.text_transformer = _build_text(options.text, options.max_text_length)
         width, heads = options.hidden_size, options.num_attention_heads
         if width % heads:
             raise UserError(
@@ -243,7 +246,7 @@ def _build_vision(options: Options) -> VisionTransformer:
     args = {"img_size": options.image_size, "num_classes": 0, **section.args}
     try:
         vit = timm.create_model(section.model, pretrained=False, **args)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"timm cannot build {section.model!r}: {error}", where="backbone.vision") from error
     if not _is_plain_vit(vit):
         raise UserError(
@@ -277,7 +280,7 @@ def _sincos_grid(grid: tuple[int, int], width: int) -> Tensor:
     return 0.5 * torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], -1)[None]
 
 
-def _build_text(section: TextOptions) -> nn.Module:
+def _build_text(section: TextOptions, longest: int) -> nn.Module:
     try:
         config = AutoConfig.for_model(section.model_type, **section.config)
         text = AutoModel.from_config(config, attn_implementation="sdpa", add_pooling_layer=False)
@@ -285,6 +288,12 @@ def _build_text(section: TextOptions) -> nn.Module:
         raise UserError(
             f"cannot build a {section.model_type!r} text encoder: {error}", where="backbone.text"
         ) from error
+    if config.max_position_embeddings < longest + _POSITION_OFFSET:
+        raise UserError(
+            f"{config.max_position_embeddings} positions are too few for texts of {longest} tokens",
+            where="backbone.text.config.max_position_embeddings",
+            hint=f"at least {longest + _POSITION_OFFSET}, or a smaller max_text_length",
+        )
     layers = getattr(getattr(text, "encoder", None), "layer", None)
     if section.model_type not in TEXT_MODELS or layers is None:
         raise UserError(

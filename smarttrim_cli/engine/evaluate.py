@@ -94,6 +94,7 @@ def _report(bundle: Bundle, results: dict[str, Predictions], split: str) -> dict
     report["full"]["gmacs"] = sum(trimmed.full_macs) / count / 1e9
     report["full"]["gmacs_by_part"] = {part: macs / count / 1e9 for part, macs in trimmed.full_parts.items()}
     report["trimmed"] = score_summary(task, trimmed)
+    report["full"]["gmacs_from"] = report["trimmed"]["gmacs_from"] = "cost model"
     if task.metric in report["full"]:
         report["trimmed"]["retained"] = report["trimmed"][task.metric] / max(
             report["full"][task.metric], 1e-12

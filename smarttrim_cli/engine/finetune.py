@@ -177,6 +177,12 @@ class Trainer:
         self.progress = Progress()
         train = recipe.train
         auxiliary = bundle.task.auxiliary(bundle.model.backbone, bundle.processor)
+        if auxiliary is not None and recipe.pruning is not None:
+            raise UserError(
+                f"task {recipe.task.name} has losses of its own for the full model; trimmers would not learn",
+                where="pruning",
+                hint="pruning: null, or another task",
+            )
         self.objective = Objective(bundle.model, bundle.task.loss, _weights(recipe), auxiliary)
         self.dataset = bundle.task.dataset(bundle.task.split_name("train"), bundle.processor, training=True)
         self.samples_per_step = (
@@ -301,7 +307,8 @@ class Trainer:
         if curriculum.enabled:
             macs = linear_schedule(macs, progress, curriculum.end_ratio)
         stable = self.recipe.strategy.stable_init.enabled
-        noise = noise_share(progress, curriculum.end_ratio, stable, pruning.gumbel_noise)
+        noise = noise_share(progress, curriculum.end_ratio, stable, pruning.noise_anneal_ratio)
+        noise = noise if pruning.gumbel_noise else 0.0
         return Target(kept, macs, Sampling(pruning.temperature, noise))
 
     # --- logging, evaluation, checkpoints ---

@@ -31,6 +31,7 @@ from smarttrim_cli.tasks.base import Batch
 
 WARMUP = 3
 REPEATS = 3
+_EVALUATED = ("gmacs", "gmacs_from", "gmacs_by_part", "kept")
 
 
 @dataclass
@@ -91,7 +92,7 @@ def profile(
     report["simulated_decisions"] = run is None
     report["recipe"] = target or subject.recipe.output_dir
     if run is not None and single_instance and not overrides:
-        run.merge_summary(_for_summary(report))
+        run.merge_summary(_for_summary(report, run.summary()))
     if sparsity_from is not None and single_instance:
         Run(Path(sparsity_from)).merge_summary({"at_full_size": report})
     return report
@@ -245,17 +246,16 @@ def _percentiles(values: list[float], at: Sequence[int] = (5, 25, 50, 75, 95)) -
     return {f"p{p}": float(np.percentile(values, p)) for p in at}
 
 
-def _for_summary(report: dict[str, Any]) -> dict[str, Any]:
-    """What goes into the run's summary: evaluation keeps the word on kept fractions and MACs per part."""
-    profile = {
-        key: report[key]
-        for key in ("instances", "batch_size", "distribution", "environment")
-        if key in report
-    }
-    sides: dict[str, Any] = {"profile": profile}
+def _for_summary(report: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    """What goes into the run's summary; an evaluation there keeps the word on MACs and kept fractions."""
+    evaluated = "split" in summary
+    named = ("instances", "batch_size", "distribution", "environment")
+    sides: dict[str, Any] = {"profile": {key: report[key] for key in named if key in report}}
     for name in ("full", "trimmed"):
         if name in report:
-            sides[name] = {key: value for key, value in report[name].items() if key != "kept"}
+            side = {**report[name], "gmacs_torchprofile": report[name]["gmacs"]}
+            sides[name] = {key: value for key, value in side.items() if not (evaluated and key in _EVALUATED)}
     if "speedup" in report:
-        sides["speedup"] = report["speedup"]
+        speedup = {**report["speedup"], "macs_torchprofile": report["speedup"]["macs"]}
+        sides["speedup"] = {key: value for key, value in speedup.items() if not (evaluated and key == "macs")}
     return sides

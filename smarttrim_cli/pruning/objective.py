@@ -21,7 +21,7 @@ from smarttrim_cli.pruning.sites import TOKEN, Site
 
 
 def kept_fractions(decisions: Decisions, groups: list[str], heads: Mapping[str, int]) -> dict[str, Tensor]:
-    """beta_p of Eq. 9: mean kept fraction over the layers of every group, one value per instance.
+    """beta_p of Eq. 10: mean kept fraction over the layers of every group, one value per instance.
 
     Tokens are counted against those that may be dropped: real ones, without the CLS.
 
@@ -48,7 +48,7 @@ def kept_fractions(decisions: Decisions, groups: list[str], heads: Mapping[str, 
 
 
 def cost_loss(kept: Mapping[str, Tensor], target: Mapping[str, float]) -> Tensor:
-    """L_cost = mean over groups of (beta_p - gamma_p)^2, Eq. 9-10.
+    """L_cost = mean over groups of (beta_p - gamma_p)^2, Eq. 9.
 
     Args:
         kept: beta_p, group to scalar (mean over layers and batch).

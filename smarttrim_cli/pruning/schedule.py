@@ -1,4 +1,4 @@
-"""The curriculum: how targets and noise develop during training (paper, section 4.3)."""
+"""The curriculum: how targets and noise develop during training (paper, section 4.2)."""
 
 from __future__ import annotations
 
@@ -42,11 +42,18 @@ def steered_threshold(threshold: float, macs_ratio: float, target: float, gain: 
     return threshold + gain * (macs_ratio - target)
 
 
-def noise_share(progress: float, end_ratio: float, stable: bool, noise: bool) -> float:
-    """Share of the Gumbel noise.
+def noise_share(progress: float, end_ratio: float, stable: bool, anneal_ratio: float = 0.0) -> float:
+    """Share of the Gumbel noise at a point of training.
 
     Stable initialisation means no random drops at the beginning: the noise grows with the curriculum.
+    Annealing, which is ours, lets it fall to 0 at the end, so that the model meets the decisions it will be
+    evaluated with.
+
+    Args:
+        progress: Share of all steps done, 0..1.
+        end_ratio: Share of all steps over which the noise grows if ``stable``.
+        stable: Whether it grows at all; else it is whole from the start.
+        anneal_ratio: Share of all steps, at the end, over which it falls.
     """
-    if not noise:
-        return 0.0
-    return ramp(progress, end_ratio) if stable else 1.0
+    share = ramp(progress, end_ratio) if stable else 1.0
+    return share if anneal_ratio == 0 else min(share, max(1.0 - progress, 0.0) / anneal_ratio)

@@ -119,6 +119,12 @@ class Pruning(Section):
     gumbel_noise: bool = Field(
         True, description="Whether decisions are sampled with Gumbel noise in training."
     )
+    noise_anneal_ratio: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of all steps, at the end, over which the noise falls to 0; 0: never (the paper).",
+    )
     calibrate: Calibrate | None = Field(
         default_factory=Calibrate,
         description="Threshold calibration after training; null leaves it as it is.",
@@ -234,7 +240,7 @@ class Train(Section):
         None, ge=1, description="Evaluate every so many steps; null: at the end only."
     )
     save_steps: int | None = Field(
-        None, ge=1, description="Save a checkpoint every so many steps; null: at the end only."
+        None, ge=1, description="Save a checkpoint every so many steps; null: none, so nothing to resume from."
     )
     save_total_limit: Count = Field(2, description="Checkpoints kept besides the best one.")
     dataloader_num_workers: int = Field(0, ge=0, description="Processes that load data.")

@@ -23,7 +23,10 @@ class EmptyBatch(UserError):
 
 
 Record = dict[str, Any]
-"""A prediction, JSON-serialisable: ``id``, ``prediction``, ``type``, ``score`` (None without reference)."""
+"""A prediction, JSON-serialisable.
+
+Keys: ``id``, ``type``, ``question``, ``prediction``, and ``reference`` and ``score``, None where there are none.
+"""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,10 @@ class Task(Protocol):
 
     def predict(self, logits: Tensor, batch: Batch) -> list[Record]:
         """Predictions of a batch, scored where there is a reference."""
+        ...
+
+    def answer(self, logits: Tensor) -> list[tuple[str, float]]:
+        """Predictions without references, each with the model's confidence in 0..1."""
         ...
 
     def rescore(self, records: Sequence[Record], split: str) -> list[Record]:

@@ -8,7 +8,8 @@ the vision encoder learns; then everything does:
   neighbours;
 - alignment: in the common space, an attribute word and a patch match if the patch has that attribute; in
   questions about a neighbour ("the object just left of the red circle") if the neighbour on that side has it;
-- grounding: after the co-attention layers, which patches is the question about (two kinds of roles).
+- grounding: after the co-attention layers, which patches is the question about (two kinds of roles);
+- referents: from the two CLS tokens, row and column of the one or two objects that the question is about.
 
 Images are encoded once for all their questions. Legend: I images, B questions, L words, N patches, D width.
 """
@@ -63,6 +64,7 @@ class Options(vqa.Options):
     )
     alignment_weight: float = Field(default=1.0, ge=0, description="weight of the word-patch alignment")
     grounding_weight: float = Field(default=3.0, ge=0, description="weight of the grounding loss")
+    referent_weight: float = Field(default=0.0, ge=0, description="weight of the loss on the referents' places")
     answers_only_share: float = Field(
         default=0.1, ge=0, lt=1, description="share of training at the end without the grounding loss"
     )
@@ -76,6 +78,7 @@ class ImageItem:
     pixels: Tensor
     patches_N5: Tensor
     roles_QN2: Tensor
+    places_Q4: Tensor
 
 
 class _ImageDataset(Dataset[ImageItem]):
@@ -106,6 +109,7 @@ class _ImageDataset(Dataset[ImageItem]):
             pixels,
             patch_attributes(objects, self.grid, self.patch),
             torch.stack([role_patches(boxes, self.grid, self.patch) for boxes in roles]),
+            torch.tensor([places(boxes, objects) for boxes in roles]),
         )
 
 
@@ -149,6 +153,17 @@ def role_patches(boxes: Sequence[tuple[str, Box]], grid: int, patch: int) -> Ten
             if pixels >= _SMALLEST_OVERLAP:
                 marks[index, int(role in _SECOND_ROLES)] = 1.0
     return marks
+
+
+def places(boxes: Sequence[tuple[str, Box]], objects: Sequence[SceneObject]) -> list[int]:
+    """Row and column of the object asked for and of the one it is related to; -1 where there is not exactly one."""
+    by_box = {item.box: item for item in objects}
+    found = []
+    for second in (False, True):
+        boxes_of = [box for role, box in boxes if (role in _SECOND_ROLES) == second]
+        item = by_box.get(boxes_of[0]) if len(boxes_of) == 1 else None
+        found += [-1, -1] if item is None else [item.row, item.col]
+    return found
 
 
 def anchor_side(question: str) -> int:
@@ -196,6 +211,7 @@ class ScenesPretraining(vqa.VqaTask):
         batch.targets["image_index"] = torch.repeat_interleave(torch.arange(len(items)), counts)
         batch.targets["patches"] = torch.stack([item.patches_N5 for item in items])
         batch.targets["roles"] = torch.cat([item.roles_QN2 for item in items])
+        batch.targets["places"] = torch.cat([item.places_Q4 for item in items])
         batch.targets["side"] = torch.tensor([anchor_side(sample.question) for sample in batch.samples])
         return batch
 
@@ -222,6 +238,7 @@ class _Losses(nn.Module):
         self.attributes = nn.Linear(width, sum(self.sizes))
         self.neighbours = nn.Linear(width, 4 * sum(self.sizes[:2]))
         self.grounding = nn.Linear(backbone.options.hidden_size, 2)
+        self.places = nn.Linear(2 * backbone.options.hidden_size, 4 * task.grid_cells)
         self.alignment_scale = nn.Parameter(torch.tensor(1.0))
         self.alignment_bias = nn.Parameter(torch.tensor(-1.5))
         self.register_buffer("word_attributes", _word_attributes(processor), persistent=False)
@@ -241,7 +258,9 @@ class _Losses(nn.Module):
         patches_B = self.patches_meant(batch)
         alignment = self.alignment_loss(text, image[:, 1:], ids, patches_B)
         text, image = backbone.cross_modal(text, image, host_mask)
-        answers = self.task.loss(backbone.vqa_classifier(backbone.pool(text, image)), batch)
+        pooled = backbone.pool(text, image)
+        answers = self.task.loss(backbone.vqa_classifier(pooled), batch)
+        referents = self.referent_loss(pooled, batch.targets["places"])
         positive = torch.tensor(4.0, device=image.device)
         grounding = F.binary_cross_entropy_with_logits(
             self.grounding(image[:, 1:]), batch.targets["roles"], pos_weight=positive
@@ -270,6 +289,12 @@ class _Losses(nn.Module):
             for kind in range(2)
         )
         return own + self.task.options.neighbour_weight * beside  # type: ignore[return-value]
+
+    def referent_loss(self, pooled_BD: Tensor, places_B4: Tensor) -> Tensor:
+        """Rows and columns of the objects that a question is about, where there is exactly one of a kind."""
+        logits = self.places(pooled_BD).unflatten(-1, (4, -1)).flatten(0, 1)
+        loss = F.cross_entropy(logits, places_B4.flatten(), ignore_index=-1, reduction="sum")
+        return loss / (places_B4 >= 0).sum().clamp(min=1)
 
     def patches_meant(self, batch: Batch) -> Tensor:
         """Attributes that a question's words are matched with, (B, N, 5): of the patch or of a neighbour."""

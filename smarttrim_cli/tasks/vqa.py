@@ -229,9 +229,11 @@ class VqaTask:
         answers = [self._vocab().answers[index] for index in logits.argmax(-1).tolist()]
         return [self._record(sample, answer) for sample, answer in zip(batch.samples, answers, strict=True)]
 
-    def answer(self, logits: Tensor) -> list[str]:
-        """Answers of logits (B, answers), without references."""
-        return [self._vocab().answers[index] for index in logits.argmax(-1).tolist()]
+    def answer(self, logits: Tensor) -> list[tuple[str, float]]:
+        """Likeliest answers of logits (B, answers), with their sigmoid (every answer has a target of its own)."""
+        best_B, index_B = torch.sigmoid(logits.float()).max(-1)
+        answers = self._vocab().answers
+        return [(answers[i], score) for i, score in zip(index_B.tolist(), best_B.tolist(), strict=True)]
 
     def rescore(self, records: Sequence[Record], split: str) -> list[Record]:
         """Score stored predictions against the split's annotations."""

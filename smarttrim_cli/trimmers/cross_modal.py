@@ -24,12 +24,12 @@ class Options(BaseModel):
 
 
 def local_score(mlp: nn.Module, projected: Tensor) -> Tensor:
-    """pi_loc = MLP_loc(H'), Eq. 4: (..., D') to (...)."""
+    """pi_loc = MLP_loc(H'), Eq. 3: (..., D') to (...)."""
     return mlp(projected).squeeze(-1)
 
 
 def global_guide(mlp: nn.Module, own_cls_BD: Tensor, guide_cls_BD: Tensor | None) -> Tensor:
-    """G = MLP_g([c_s ; c_c]), Eq. 5: (B, D'); under ``self`` guidance c_s alone."""
+    """The guide g = MLP_g([c_s ; c_c]), Eq. 4: (B, D'); under ``self`` guidance c_s alone."""
     both = own_cls_BD if guide_cls_BD is None else torch.cat((own_cls_BD, guide_cls_BD), -1)
     return mlp(both)
 
@@ -40,7 +40,7 @@ def global_score(keyed_guide: Tensor, projected: Tensor) -> Tensor:
 
 
 class CrossModalTrimmer(Trimmer):
-    """Scores tokens as pi = pi_loc + pi_glob, Eq. 6."""
+    """Scores tokens as pi = pi_loc + pi_glob (what Eq. 6 makes a mask of)."""
 
     def __init__(self, width: int, guide_width: int, hidden_dim: int, local_dim: int) -> None:
         super().__init__()

@@ -1,7 +1,6 @@
 """The head trimmer of the paper, Eq. 7: scores from the CLS vectors alone.
 
-Self-attention heads are judged by the stream's own CLS; cross-attention heads, and self-attention heads of
-guided layers if ``guidance: cross`` is asked for, by both.
+Self-attention heads are judged by the stream's own CLS, cross-attention heads by both.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ backbone:
       num_hidden_layers: 2
       num_attention_heads: 4
       intermediate_size: 64
-      max_position_embeddings: 40
+      max_position_embeddings: 60
       type_vocab_size: 1
       initializer_range: 0.1
       hidden_dropout_prob: 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smarttrim_cli.pruning.schedule import linear_schedule, noise_share, scheduled_targets
+from smarttrim_cli.pruning.schedule import linear_schedule, noise_share, scheduled_targets, steered_threshold
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,19 @@ def test_schedules_of_groups() -> None:
 
 
 def test_noise_grows_with_the_curriculum_under_stable_initialisation() -> None:
-    assert noise_share(0.0, 0.6, stable=True, noise=True) == 0.0
-    assert noise_share(0.3, 0.6, stable=True, noise=True) == pytest.approx(0.5)
-    assert noise_share(0.9, 0.6, stable=True, noise=True) == 1.0
-    assert noise_share(0.0, 0.6, stable=False, noise=True) == 1.0
-    assert noise_share(0.9, 0.6, stable=True, noise=False) == 0.0
+    assert noise_share(0.0, 0.6, stable=True) == 0.0
+    assert noise_share(0.3, 0.6, stable=True) == pytest.approx(0.5)
+    assert noise_share(0.9, 0.6, stable=True) == 1.0
+    assert noise_share(0.0, 0.6, stable=False) == 1.0
+
+
+def test_annealed_noise_falls_to_nothing_at_the_end() -> None:
+    assert noise_share(0.6, 0.4, stable=True, anneal_ratio=0.5) == pytest.approx(0.8)
+    assert noise_share(0.9, 0.4, stable=False, anneal_ratio=0.5) == pytest.approx(0.2)
+    assert noise_share(1.0, 0.4, stable=True, anneal_ratio=0.5) == 0.0
+    assert noise_share(0.2, 0.4, stable=True, anneal_ratio=0.5) == pytest.approx(0.5)
+
+
+def test_the_threshold_rises_while_too_much_is_kept() -> None:
+    assert steered_threshold(1.0, macs_ratio=0.7, target=0.5, gain=0.5) == pytest.approx(1.1)
+    assert steered_threshold(1.0, macs_ratio=0.4, target=0.5, gain=0.5) == pytest.approx(0.95)

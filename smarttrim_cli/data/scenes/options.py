@@ -87,6 +87,9 @@ class Options(_Section):
         description="pixels across a small and a large object, or one size for all",
     )
     jitter: int = Field(1, ge=0, description="objects are moved by up to this many pixels, within their cell")
+    neighbour_share: float = Field(
+        0.75, ge=0, le=1, description="share of relation questions about a neighbour; the others compare positions"
+    )
     max_count: int = Field(6, ge=1, le=20, description="largest answer of a count question")
     background: Background = Field(default_factory=Background, description="what is behind the objects")
 

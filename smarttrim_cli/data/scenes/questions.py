@@ -80,9 +80,10 @@ def count_question(facts: Facts, rng: random.Random, max_count: int) -> Question
     return Question(f"how many {description.plural()} are there?", str(number), "count", roles)
 
 
-def relation_question(facts: Facts, rng: random.Random) -> Question | None:
-    """Ask about the neighbour of an object (three of four), or how two objects lie to each other."""
-    return _neighbour_question(facts, rng) if rng.random() < 0.75 else _position_question(facts, rng)
+def relation_question(facts: Facts, rng: random.Random, neighbour_share: float = 0.75) -> Question | None:
+    """Ask about the neighbour of an object (with this share), or how two objects lie to each other."""
+    neighbour = rng.random() < neighbour_share
+    return _neighbour_question(facts, rng) if neighbour else _position_question(facts, rng)
 
 
 def comparison_question(facts: Facts, rng: random.Random) -> Question | None:
@@ -91,14 +92,14 @@ def comparison_question(facts: Facts, rng: random.Random) -> Question | None:
 
 
 def sample_questions(
-    facts: Facts, rng: random.Random, number: int, weights: dict[str, float], max_count: int
+    facts: Facts, rng: random.Random, number: int, weights: dict[str, float], max_count: int, neighbour_share: float
 ) -> list[Question] | None:
     """Draw ``number`` different questions, of types by ``weights``; None if the scene has too few."""
     makers: dict[str, Callable[[], Question | None]] = {
         "attribute": lambda: attribute_question(facts, rng),
         "existence": lambda: existence_question(facts, rng),
         "count": lambda: count_question(facts, rng, max_count),
-        "relation": lambda: relation_question(facts, rng),
+        "relation": lambda: relation_question(facts, rng, neighbour_share),
         "comparison": lambda: comparison_question(facts, rng),
     }
     types, shares = list(weights), list(weights.values())

@@ -33,7 +33,9 @@ def make_example(options: Options, split: str, index: int) -> Example:
     number = options.questions_per_image
     for _ in range(MAX_SCENES):
         scene = sample_scene(rng, options)
-        questions = sample_questions(Facts(scene), rng, number, weights, options.max_count)
+        questions = sample_questions(
+            Facts(scene), rng, number, weights, options.max_count, options.neighbour_share
+        )
         if questions is not None:
             return scene, questions
     raise UserError(

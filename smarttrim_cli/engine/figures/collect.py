@@ -166,8 +166,8 @@ def picture_of_question(bundle: Bundle, image: Image.Image, question: str, name:
         name=name,
         question=question,
         kind="",
-        trimmed=Answer(task.answer(forward.output)[0]),
-        full=Answer(task.answer(full.output)[0]),
+        trimmed=Answer(task.answer(forward.output)[0][0]),
+        full=Answer(task.answer(full.output)[0][0]),
         reference=None,
     )
 
