@@ -271,8 +271,10 @@ class _Losses(nn.Module):
             + weight * grounding
             + options.alignment_weight * alignment
             + options.patch_weight * patches
+            + options.referent_weight * referents
         )
         terms = {"task": answers, "grounding": grounding, "alignment": alignment, "patches": patches}
+        terms["referents"] = referents
         return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
 
     def patch_loss(self, image_IND: Tensor, patches_IN5: Tensor) -> Tensor:
