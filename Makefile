@@ -15,7 +15,7 @@ quickstart: $(QUICK_VENV)/.installed
 	$(QUICK_VENV)/bin/smarttrim evaluate $(RUN) --baseline random
 	$(QUICK_VENV)/bin/smarttrim profile $(RUN) --single-instance
 	$(QUICK_VENV)/bin/smarttrim profile recipes/meter/vqa_288_2.0x.yaml --random-weights --single-instance \
-		--sparsity-from $(RUN) --num-instances 5
+		--sparsity-from $(RUN) --num-instances 4
 	$(QUICK_VENV)/bin/smarttrim visualize $(RUN)
 	$(QUICK_VENV)/bin/smarttrim summary $(RUN)
 

@@ -240,7 +240,7 @@ class Train(Section):
         None, ge=1, description="Evaluate every so many steps; null: at the end only."
     )
     save_steps: int | None = Field(
-        None, ge=1, description="Save a checkpoint every so many steps; null: none, so nothing to resume from."
+        None, ge=1, description="Save a checkpoint every so many steps; null: none, nothing to resume."
     )
     save_total_limit: Count = Field(2, description="Checkpoints kept besides the best one.")
     dataloader_num_workers: int = Field(0, ge=0, description="Processes that load data.")

@@ -25,7 +25,8 @@ class EmptyBatch(UserError):
 Record = dict[str, Any]
 """A prediction, JSON-serialisable.
 
-Keys: ``id``, ``type``, ``question``, ``prediction``, and ``reference`` and ``score``, None where there are none.
+Keys: ``id``, ``type``, ``question``, ``prediction``, and ``reference`` and ``score``, None where there are
+none.
 """
 
 

@@ -64,7 +64,7 @@ class Options(vqa.Options):
     )
     alignment_weight: float = Field(default=1.0, ge=0, description="weight of the word-patch alignment")
     grounding_weight: float = Field(default=3.0, ge=0, description="weight of the grounding loss")
-    referent_weight: float = Field(default=0.0, ge=0, description="weight of the loss on the referents' places")
+    referent_weight: float = Field(default=0.0, ge=0, description="weight of the loss on referents' places")
     answers_only_share: float = Field(
         default=0.1, ge=0, lt=1, description="share of training at the end without the grounding loss"
     )
@@ -156,7 +156,7 @@ def role_patches(boxes: Sequence[tuple[str, Box]], grid: int, patch: int) -> Ten
 
 
 def places(boxes: Sequence[tuple[str, Box]], objects: Sequence[SceneObject]) -> list[int]:
-    """Row and column of the object asked for and of the one it is related to; -1 where there is not exactly one."""
+    """Row and column of the object asked for and of the related one; -1 where there is not exactly one."""
     by_box = {item.box: item for item in objects}
     found = []
     for second in (False, True):

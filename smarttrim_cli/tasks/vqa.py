@@ -230,7 +230,7 @@ class VqaTask:
         return [self._record(sample, answer) for sample, answer in zip(batch.samples, answers, strict=True)]
 
     def answer(self, logits: Tensor) -> list[tuple[str, float]]:
-        """Likeliest answers of logits (B, answers), with their sigmoid (every answer has a target of its own)."""
+        """Likeliest answers of logits (B, answers), with their sigmoid: every answer has its own target."""
         best_B, index_B = torch.sigmoid(logits.float()).max(-1)
         answers = self._vocab().answers
         return [(answers[i], score) for i, score in zip(index_B.tolist(), best_B.tolist(), strict=True)]

@@ -88,7 +88,7 @@ class Options(_Section):
     )
     jitter: int = Field(1, ge=0, description="objects are moved by up to this many pixels, within their cell")
     neighbour_share: float = Field(
-        0.75, ge=0, le=1, description="share of relation questions about a neighbour; the others compare positions"
+        0.75, ge=0, le=1, description="share of relation questions about a neighbour; others compare places"
     )
     max_count: int = Field(6, ge=1, le=20, description="largest answer of a count question")
     background: Background = Field(default_factory=Background, description="what is behind the objects")

@@ -92,7 +92,12 @@ def comparison_question(facts: Facts, rng: random.Random) -> Question | None:
 
 
 def sample_questions(
-    facts: Facts, rng: random.Random, number: int, weights: dict[str, float], max_count: int, neighbour_share: float
+    facts: Facts,
+    rng: random.Random,
+    number: int,
+    weights: dict[str, float],
+    max_count: int,
+    neighbour_share: float,
 ) -> list[Question] | None:
     """Draw ``number`` different questions, of types by ``weights``; None if the scene has too few."""
     makers: dict[str, Callable[[], Question | None]] = {
