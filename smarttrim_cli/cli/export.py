@@ -8,14 +8,21 @@ from typing import Annotated
 import typer
 
 from smarttrim_cli.cli import render
-from smarttrim_cli.cli.common import AsJson, Output, check_output, deliver
+from smarttrim_cli.cli.common import (
+    AsJson,
+    Output,
+    TargetAndOverrides,
+    check_output,
+    deliver,
+    split_target,
+)
 from smarttrim_cli.cli.console import Console
 
 
 def export(
     console: Console,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
-    target: Annotated[str | None, typer.Argument(help="A run directory; default: the newest run.")] = None,
+    arguments: TargetAndOverrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
     as_json: AsJson = False,
     output: Output = None,
@@ -26,8 +33,9 @@ def export(
 
     Example: smarttrim export runs/quickstart --out exported
     """
+    target, overrides = split_target(arguments)
     check_output(output)
     from smarttrim_cli.engine.export import export as run
 
-    result = run(target, out=out, overwrite=overwrite, reporter=console)
+    result = run(target, out=out, overrides=overrides, overwrite=overwrite, reporter=console)
     deliver(console, result, render.comparison(result), as_json=as_json, output=output)

@@ -18,7 +18,7 @@ from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.errors import UserError
 
 if TYPE_CHECKING:
-    from smarttrim_cli.engine.finetune import Trainer
+    from smarttrim_cli.engine.trainer import Trainer
 
 
 _DAMAGED = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError)

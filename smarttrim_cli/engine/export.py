@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,19 @@ TOLERANCE = 1e-5
 
 
 def export(
-    target: str | None, *, out: Path, overwrite: bool = False, reporter: Reporter | None = None
+    target: str | None,
+    *,
+    out: Path,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Write a self-contained model folder.
 
     Args:
         target: Run directory or recipe; None for the newest run.
         out: The folder.
+        overrides: ``key=value`` for the recipe, such as another place of the data.
         overwrite: Replace it if it exists.
         reporter: Receives messages.
 
@@ -42,7 +49,7 @@ def export(
     reporter = reporter or SilentReporter()
     _refuse_taken(out, overwrite)
     check_writable(out, "--out")
-    subject = find_subject(target)
+    subject = find_subject(target, overrides)
     run = require_model(subject, target)
     bundle = load_model(run.model, section_of(subject.recipe.task), reporter.message)
     with new_folder(out) as folder:

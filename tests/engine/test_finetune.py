@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from smarttrim_cli.engine.artifact import load_model
 from smarttrim_cli.engine.checkpoint import prune_checkpoints
-from smarttrim_cli.engine.finetune import Trainer, finetune
+from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.report import SilentReporter
 from smarttrim_cli.engine.runs import Run
+from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.errors import SmartTrimError, UserError
 from smarttrim_cli.pruning.objective import Objective
 from smarttrim_cli.recipe import load_recipe, resolved_yaml

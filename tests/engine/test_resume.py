@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from smarttrim_cli.engine.finetune import Trainer, finetune
+from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.errors import UserError
 from tests.engine.tiny_run import metrics, recipe_file, tiny_recipe, tree
 

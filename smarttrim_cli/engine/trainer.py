@@ -1,0 +1,335 @@
+"""The training loop of a run, with its logging, evaluations, checkpoints and end.
+
+One optimizer step is a masked forward, self-distillation's full forward and one backward (pruning.objective).
+Runs resume exactly: weights, optimizer, schedule and random states are in every checkpoint; batches and the
+curriculum are functions of the step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from smarttrim_cli.engine.artifact import Bundle, save_model
+from smarttrim_cli.engine.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from smarttrim_cli.engine.files import new_folder
+from smarttrim_cli.engine.inference import batches, predict, to_device
+from smarttrim_cli.engine.loading import Loader
+from smarttrim_cli.engine.optim import make_optimizer, schedule_factor
+from smarttrim_cli.engine.report import Reporter
+from smarttrim_cli.engine.runs import Run
+from smarttrim_cli.engine.sampling import StepSampler
+from smarttrim_cli.engine.scores import collapse_warning, score_summary
+from smarttrim_cli.errors import SmartTrimError, UserError
+from smarttrim_cli.pruning.calibrate import Calibration, calibrate
+from smarttrim_cli.pruning.context import Sampling
+from smarttrim_cli.pruning.objective import Objective, Target, Weights
+from smarttrim_cli.pruning.plan import Plan
+from smarttrim_cli.pruning.schedule import (
+    linear_schedule,
+    noise_share,
+    scheduled_targets,
+    steered_threshold,
+)
+from smarttrim_cli.recipe import Recipe
+
+
+@dataclass
+class Progress:
+    """Where training is."""
+
+    step: int = 0
+    best_score: float | None = None
+    best_step: int | None = None
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    """Losses since they were last logged."""
+
+
+class Trainer:
+    """The training loop of one run."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: Run,
+        bundle: Bundle,
+        plan: Plan,
+        accelerator: Accelerator,
+        reporter: Reporter,
+    ) -> None:
+        self.recipe, self.run, self.bundle, self.plan = recipe, run, bundle, plan
+        self.accelerator, self.reporter = accelerator, reporter
+        self.progress = Progress()
+        train = recipe.train
+        auxiliary = bundle.task.auxiliary(bundle.model.backbone, bundle.processor)
+        if auxiliary is not None and recipe.pruning is not None:
+            raise UserError(
+                f"task {recipe.task.name} has losses of its own for the full model; trimmers would not learn",
+                where="pruning",
+                hint="pruning: null, or another task",
+            )
+        self.objective = Objective(bundle.model, bundle.task.loss, _weights(recipe), auxiliary)
+        self.dataset = bundle.task.dataset(bundle.task.split_name("train"), bundle.processor, training=True)
+        self.samples_per_step = (
+            train.per_device_train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
+        )
+        epochs = train.num_train_epochs or 0
+        self.total_steps = train.max_steps or max(
+            round(epochs * len(self.dataset) / self.samples_per_step), 1
+        )  # type: ignore[arg-type]
+        optimizer = make_optimizer(self.objective, recipe.optimizer)
+        factor = schedule_factor(recipe.optimizer, self.total_steps)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        self.wrapped, self.optimizer = accelerator.prepare(self.objective, optimizer)
+        self.writer = _tensorboard(recipe) if accelerator.is_main_process else None
+        self.tracker: Any = None
+
+    # --- the loop ---
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go to where a checkpoint was written."""
+        self.progress = Progress(**load_checkpoint(checkpoint, self))
+        self.reporter.message(
+            f"resuming at step {self.progress.step} of {self.total_steps} from {checkpoint}"
+        )
+
+    def train(self) -> None:
+        """All steps that are still to do."""
+        if self.writer is not None:
+            self.tracker = self.writer(str(self.run.path / "tensorboard"), purge_step=self.progress.step + 1)
+        loader = iter(self._loader())
+        started, before = time.perf_counter(), self.progress.seconds
+        with self.reporter.track(self.total_steps, "training") as tracker:
+            while self.progress.step < self.total_steps:
+                terms = self._step(loader)
+                self.progress.step += 1
+                self.progress.seconds = before + time.perf_counter() - started
+                for name, value in terms.items():
+                    self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+                if self._due(self.recipe.logging.logging_steps):
+                    tracker.update(self.progress.step, **self._log(self.progress.sums))
+                    self.progress.sums = {}
+                self._evaluate_and_save()
+
+    def _loader(self) -> Loader:
+        train = self.recipe.train
+        micro = train.gradient_accumulation_steps * self.accelerator.num_processes
+        sampler = StepSampler(
+            len(self.dataset),  # type: ignore[arg-type]
+            train.per_device_train_batch_size,
+            self.recipe.seed,
+            self.progress.step * micro,
+            self.total_steps * micro,
+        )
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        own = [batch for number, batch in enumerate(sampler) if number % processes == rank]
+        return Loader(
+            self.dataset,
+            self.bundle.task,
+            self.bundle.processor,
+            skip_empty=False,
+            batch_sampler=own,
+            num_workers=train.dataloader_num_workers,
+        )
+
+    def _step(self, loader: Any) -> dict[str, float]:
+        self.wrapped.train()
+        terms: dict[str, float] = {}
+        progress = self.progress.step / self.total_steps
+        target = self.target_at(progress)
+        if target is not None:
+            self.bundle.model.set_targets(target.kept)
+        accumulation = self.recipe.train.gradient_accumulation_steps
+        for _ in range(accumulation):
+            batch = to_device(next(loader), self.accelerator.device)
+            with self.accelerator.accumulate(self.wrapped), self.accelerator.autocast():
+                losses = self.wrapped(batch, target, progress)
+                self._stop_unless_finite("loss", losses["loss"])
+                self.accelerator.backward(losses["loss"])
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(
+                        self.wrapped.parameters(), self.recipe.optimizer.max_grad_norm
+                    )
+                    if self.accelerator.scaler is None:  # which skips such steps itself
+                        self._stop_unless_finite("gradient norm", norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, value in losses.items():
+                terms[name] = terms.get(name, 0.0) + float(value.detach()) / accumulation
+        self.scheduler.step()
+        controller = self.recipe.strategy.budget_controller
+        if target is not None and controller.enabled:
+            ratio = self._mean_over_processes(terms["macs_ratio"])
+            threshold = self.bundle.model.threshold
+            threshold.fill_(steered_threshold(float(threshold), ratio, target.macs, controller.gain))
+        return terms
+
+    def _mean_over_processes(self, value: float) -> float:
+        tensor = torch.tensor(value, device=self.accelerator.device)
+        return float(self.accelerator.reduce(tensor, reduction="mean"))
+
+    def _stop_unless_finite(self, what: str, value: torch.Tensor) -> None:
+        """Stop before numbers that are none get into the weights.
+
+        Raises:
+            SmartTrimError: The value is infinite or not a number.
+        """
+        number = float(value.detach())
+        if not math.isfinite(number):
+            raise SmartTrimError(
+                f"training has diverged: the {what} is {number} at step {self.progress.step + 1}",
+                where=str(self.run.path),
+                hint="lower optimizer.learning_rate or its multipliers; earlier checkpoints are intact",
+            )
+
+    def target_at(self, progress: float) -> Target | None:
+        """What a step aims at; None for plain fine-tuning."""
+        pruning, curriculum = self.recipe.pruning, self.recipe.strategy.curriculum
+        if pruning is None:
+            return None
+        kept = scheduled_targets(self.plan.kept, progress, curriculum.end_ratio, curriculum.enabled)
+        macs = 1.0 / self.plan.speedup
+        if curriculum.enabled:
+            macs = linear_schedule(macs, progress, curriculum.end_ratio)
+        stable = self.recipe.strategy.stable_init.enabled
+        noise = noise_share(progress, curriculum.end_ratio, stable, pruning.noise_anneal_ratio)
+        noise = noise if pruning.gumbel_noise else 0.0
+        return Target(kept, macs, Sampling(pruning.temperature, noise))
+
+    # --- logging, evaluation, checkpoints ---
+
+    def _due(self, every: int | None) -> bool:
+        last = self.progress.step == self.total_steps
+        return last if every is None else last or self.progress.step % every == 0
+
+    def _log(self, sums: dict[str, float]) -> dict[str, float]:
+        every = self.recipe.logging.logging_steps
+        steps = self.progress.step % every or every
+        record = {name: value / steps for name, value in sums.items()}
+        target = self.target_at(self.progress.step / self.total_steps)
+        if target is not None:
+            record |= {f"target/{group}": value for group, value in target.kept.items()}
+        record["learning_rate"] = self.scheduler.get_last_lr()[0]
+        if self.accelerator.is_main_process:
+            self.run.log({"step": self.progress.step, "seconds": round(self.progress.seconds, 2), **record})
+            if self.tracker is not None:
+                for name, value in record.items():
+                    self.tracker.add_scalar(name, value, self.progress.step)
+        return record
+
+    def _evaluate_and_save(self) -> None:
+        """Evaluation and checkpoint by steps; after the last step ``finish`` does both."""
+        last = self.progress.step == self.total_steps
+        if self.recipe.train.eval_steps and self._due(self.recipe.train.eval_steps) and not last:
+            self._evaluate()
+        if self.recipe.train.save_steps and self._due(self.recipe.train.save_steps):
+            save_checkpoint(self)
+            prune_checkpoints(self.run, self.recipe.train.save_total_limit, self.progress.best_step)
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Score the model on the evaluation split, in ``masked`` mode, and keep the best one."""
+        task, model = self.bundle.task, self.bundle.model
+        model.eval()
+        settings = self.recipe.evaluate
+        mode = "masked" if model.sites else "full"
+        loader = batches(self.bundle, task.split_name("eval"), settings.batch_size, settings.max_instances)
+        result = predict(self.bundle, loader, (mode,), self.reporter, "evaluating")[mode]
+        scores = score_summary(task, result)
+        if task.metric not in scores:
+            raise UserError(
+                f"split {task.split_name('eval')} has no reference answers, so it gives no {task.metric}",
+                where="task.splits.eval",
+                hint="name a split with annotations",
+            )
+        warning = collapse_warning(result.records, trimmed=bool(model.sites))
+        if warning:
+            self.reporter.warn(f"step {self.progress.step}: {warning}")
+        record = {"step": self.progress.step, "eval": scores} | ({"warning": warning} if warning else {})
+        if self.accelerator.is_main_process:
+            self.run.log(record)
+        self.reporter.message(f"step {self.progress.step}: {task.metric} {scores[task.metric]:.4f}")
+        self._keep_best(scores[task.metric])
+        return scores
+
+    def _keep_best(self, score: float) -> None:
+        """Models are only comparable once the full target holds."""
+        end = self.recipe.strategy.curriculum
+        at_target = not self.bundle.model.sites or not end.enabled
+        if not at_target and self.progress.step / self.total_steps < end.end_ratio:
+            return
+        if self.progress.best_score is None or score > self.progress.best_score:
+            self.progress.best_score, self.progress.best_step = score, self.progress.step
+            self._save(self.run.path / "best")
+
+    def _save(self, path: Path) -> None:
+        if self.accelerator.is_main_process:
+            with new_folder(path) as folder:
+                save_model(folder, self.bundle)
+
+    def finish(self) -> dict[str, Any]:
+        """Calibrate the budget, save the model, score it on the evaluation split."""
+        self.bundle.model.eval()
+        result: dict[str, Any] = {"run_dir": str(self.run.path), "steps": self.total_steps}
+        result["train_seconds"] = round(self.progress.seconds, 1)
+        calibration = self._calibrate()
+        if calibration is not None:
+            result["calibration"] = vars(calibration)
+        self._save(self.run.model)
+        scores = self._evaluate()
+        result["eval"] = {"split": self.bundle.task.split_name("eval"), **scores}
+        if self.accelerator.is_main_process:
+            self.run.merge_summary(result)
+        return result
+
+    def _calibrate(self) -> Calibration | None:
+        pruning = self.recipe.pruning
+        if pruning is None or pruning.calibrate is None or not self.bundle.model.sites:
+            return None
+        settings = pruning.calibrate
+        split = self.bundle.task.split_name(settings.split)
+        device = self.accelerator.device
+        loader = batches(self.bundle, split, self.recipe.evaluate.batch_size, settings.max_instances)
+        result = calibrate(
+            self.bundle.model,
+            [to_device(batch, device) for batch in loader],
+            self.plan.speedup,
+            settings.tolerance,
+        )
+        text = f"calibrated: threshold {result.threshold:+.3f}, {result.speedup:.3f}x fewer MACs on {split}"
+        self.reporter.message(text)
+        if not result.reached:
+            self.reporter.warn(
+                f"the budget of {result.target:.2f}x was not met exactly: {result.speedup:.3f}x"
+            )
+        return result
+
+
+def _weights(recipe: Recipe) -> Weights:
+    distillation, cost = recipe.strategy.self_distillation, recipe.strategy.cost_loss
+    return Weights(
+        distillation=distillation.weight if distillation.enabled else 0.0,
+        distillation_temperature=distillation.temperature,
+        cost=cost.weight,
+        cost_on=cost.on,
+    )
+
+
+def _tensorboard(recipe: Recipe) -> Any:
+    if "tensorboard" not in recipe.logging.report_to:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "tensorboard is not installed",
+            where="logging.report_to",
+            hint="pip install 'smarttrim-cli[track]'",
+        ) from error
+    return SummaryWriter
