@@ -13,9 +13,9 @@ RUN ?= runs/quickstart
 quickstart: $(QUICK_VENV)/.installed
 	$(QUICK_VENV)/bin/smarttrim finetune recipes/quickstart.yaml --overwrite
 	$(QUICK_VENV)/bin/smarttrim evaluate $(RUN) --baseline random
-	$(QUICK_VENV)/bin/smarttrim profile $(RUN) --single-instance
+	$(QUICK_VENV)/bin/smarttrim profile $(RUN) --single-instance --num-instances 30
 	$(QUICK_VENV)/bin/smarttrim profile recipes/meter/vqa_288_2.0x.yaml --random-weights --single-instance \
-		--sparsity-from $(RUN) --num-instances 4
+		--sparsity-from $(RUN) --num-instances 3
 	$(QUICK_VENV)/bin/smarttrim visualize $(RUN)
 	$(QUICK_VENV)/bin/smarttrim summary $(RUN)
 
