@@ -97,12 +97,15 @@ def _expand(patterns: Sequence[str]) -> list[str]:
 
 
 def _validate(file: str, overrides: Sequence[str]) -> dict[str, Any]:
+    from smarttrim_cli.engine.artifact import MissingCheckpoint
     from smarttrim_cli.engine.plan import plan
     from smarttrim_cli.recipe import RecipeError, load_recipe
 
     try:
         recipe = load_recipe(file, overrides)
         return {"file": file, "valid": True, "problems": [], "plan": plan(recipe)}
+    except MissingCheckpoint as error:  # not a fault of the recipe
+        return {"file": file, "valid": True, "problems": [f"costs not predicted: {error}"], "plan": None}
     except RecipeError as error:
         return {"file": file, "valid": False, "problems": [str(problem) for problem in error.problems]}
     except UserError as error:
@@ -110,6 +113,8 @@ def _validate(file: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _report_text(report: dict[str, Any]) -> str:
+    if report["valid"] and report["plan"] is None:
+        return "\n".join([f"{report['file']}: valid", *report["problems"]])
     if report["valid"]:
         return f"{report['file']}: valid\n{render.plan(report['plan'])}"
     return "\n".join([f"{report['file']}: NOT valid", *report["problems"]])

@@ -57,11 +57,15 @@ class Bundle:
     config: dict[str, Any]
 
 
+class MissingCheckpoint(UserError):
+    """The folder that a recipe starts from holds no model (yet)."""
+
+
 def resolve_checkpoint(name: str) -> Path:
     """Folder of a checkpoint: a path, or ``builtin:NAME``.
 
     Raises:
-        UserError: There is no such folder.
+        UserError: There is no such folder (:class:`MissingCheckpoint`) or built-in model.
     """
     if name.startswith("builtin:"):
         folder = BUILTIN / name.removeprefix("builtin:")
@@ -75,7 +79,7 @@ def resolve_checkpoint(name: str) -> Path:
     if (folder / "model" / CONFIG).exists():
         folder = folder / "model"
     if not (folder / CONFIG).exists():
-        raise UserError(
+        raise MissingCheckpoint(
             f"no model there: {CONFIG} is missing", where=name, hint="give a model folder or a run folder"
         )
     return folder
