@@ -115,21 +115,38 @@ class LiveTracker:
 
 
 def format_fields(fields: dict[str, float | str]) -> str:
-    """``loss=0.1234 token.vision=0.52``."""
-    return " ".join(
-        f"{name}={value if isinstance(value, str) else f'{value:.4g}'}" for name, value in fields.items()
-    )
+    """Values as ``loss=0.1234``; a kept fraction beside its target: ``kept/token.text=0.8 (target 0.75)``."""
+    parts = []
+    for name, value in fields.items():
+        kind, _, group = name.partition("/")
+        target = fields.get(f"target/{group}") if kind == "kept" else None
+        if kind == "target" and f"kept/{group}" in fields:
+            continue
+        text = value if isinstance(value, str) else f"{value:.4g}"
+        parts.append(f"{name}={text}" if target is None else f"{name}={text} (target {target:.4g})")
+    return " ".join(parts)
 
 
 def _live_progress() -> Progress:
     from rich.console import Console as RichConsole
+    from rich.console import RenderableType
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
-    return Progress(
+    class WithFields(Progress):
+        """The bars, and below them the values of each piece of work, wrapped to the terminal."""
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            """What is drawn."""
+            yield self.make_tasks_table(self.tasks)
+            for task in self.tasks:
+                if task.fields["fields"]:
+                    yield Text(task.fields["fields"], style="dim")
+
+    return WithFields(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[fields]}", markup=False),
         console=RichConsole(stderr=True),
     )

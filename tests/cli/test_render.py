@@ -84,3 +84,5 @@ def test_live_progress_on_a_terminal_nests_and_closes(monkeypatch: pytest.Monkey
 
 def test_fields() -> None:
     assert format_fields({"loss": 0.123456, "phase": "warm-up"}) == "loss=0.1235 phase=warm-up"
+    kept = {"kept/token.text": 0.8, "target/token.text": 0.75}
+    assert format_fields(kept) == "kept/token.text=0.8 (target 0.75)"
