@@ -17,7 +17,7 @@ from tests.engine.tiny_run import tiny_recipe, tree
 
 
 @pytest.fixture(scope="module")
-def evaluated(_settings: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def evaluated(settings: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """A copy of the trained run, evaluated, with its predictions beside it."""
     from tests.engine.tiny_run import trained_run
 

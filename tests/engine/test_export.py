@@ -34,7 +34,7 @@ QUESTIONS = ["what color is the circle?", "how many objects are there?", "is the
 
 
 @pytest.fixture(scope="module")
-def exported(_settings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(settings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained run, evaluated, and its export beside it."""
     from tests.engine.tiny_run import trained_run
 

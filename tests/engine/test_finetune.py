@@ -188,7 +188,7 @@ def test_best_is_kept_only_at_the_full_target(tmp_path: Path, monkeypatch: pytes
     def scored(task: Any, result: Any) -> dict[str, Any]:
         return {"accuracy": next(scores), "accuracy_se": 0.1, "count": 40}
 
-    monkeypatch.setattr("smarttrim_cli.engine.finetune.score_summary", scored)
+    monkeypatch.setattr("smarttrim_cli.engine.trainer.score_summary", scored)
     saved = []
     keep = Trainer._save
     monkeypatch.setattr(

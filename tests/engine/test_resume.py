@@ -73,7 +73,7 @@ def assert_same_end(first: Path, second: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(_settings: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def uninterrupted(settings: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs by name of the case, made when first asked for."""
 
     class Runs(dict[str, Path]):
@@ -154,7 +154,7 @@ def test_killed_while_writing_a_checkpoint(uninterrupted: dict[str, Path], tmp_p
 
 
 @pytest.fixture(scope="module")
-def stopped_once(_settings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stopped_once(settings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
         interrupted(patch, tiny_recipe(folder, *STEPS), after=4)

@@ -113,3 +113,16 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its content."""
     return {os.path.relpath(path, folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The surroundings of a tiny run, for every test of a folder whose conftest imports this."""
+    with tiny_settings(tmp_path_factory):
+        yield
+
+
+@pytest.fixture
+def trained(settings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The session's trained run; not to be changed."""
+    return trained_run(tmp_path_factory)
