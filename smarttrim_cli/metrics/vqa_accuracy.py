@@ -13,6 +13,7 @@ from collections.abc import Sequence
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD_NOT_BEFORE_DIGIT = re.compile(r"\.(?!\d)")
+_MOST_PERIODS = 32
 _ARTICLES = frozenset({"a", "an", "the"})
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBER_WORDS)}}
@@ -74,10 +75,11 @@ def strip_punctuation(text: str) -> str:
     """Remove punctuation next to a blank, make other punctuation a blank, drop periods but decimal points.
 
     In a text with a comma between digits ("1,000") all punctuation is removed and none becomes a blank.
+    Only the first 32 periods are dropped: the official code passes a flag of that value as the count.
     """
     stripped = text
     has_comma_in_number = _COMMA_IN_NUMBER.search(text) is not None
     for mark in _PUNCTUATION:
         beside_blank = f"{mark} " in text or f" {mark}" in text
         stripped = stripped.replace(mark, "" if beside_blank or has_comma_in_number else " ")
-    return _PERIOD_NOT_BEFORE_DIGIT.sub("", stripped)
+    return _PERIOD_NOT_BEFORE_DIGIT.sub("", stripped, count=_MOST_PERIODS)

@@ -5,7 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from smarttrim_cli.metrics.stats import mean_with_error, paired_difference
+from smarttrim_cli.metrics.stats import (
+    bootstrap_error,
+    mean_with_error,
+    means_by_group,
+    paired_difference,
+)
 
 
 def test_mean_and_its_error() -> None:
@@ -54,3 +59,23 @@ def test_interval_covers_the_true_difference() -> None:
 def test_lengths_have_to_agree() -> None:
     with pytest.raises(ValueError, match="same length, found 2 and 1"):
         paired_difference([1, 2], [1])
+
+
+def test_means_by_group() -> None:
+    by_type = means_by_group([1.0, 0.0, 0.5, 1.0], ["yes/no", "other", "number", "other"])
+    assert list(by_type) == ["number", "other", "yes/no"]
+    assert (by_type["other"].mean, by_type["other"].count) == (0.5, 2)
+    with pytest.raises(ValueError, match="shorter"):
+        means_by_group([1.0], [])
+
+
+def test_bootstrap_error_of_a_mean_is_its_standard_error() -> None:
+    values = np.random.default_rng(0).random((500, 2)) * [1.0, 3.0]
+    errors = bootstrap_error(lambda drawn: values[drawn].mean(axis=0), 500)
+    assert errors == pytest.approx(values.std(axis=0) / math.sqrt(500), rel=0.08)
+    again = bootstrap_error(lambda drawn: values[drawn].mean(axis=0), 500)
+    assert np.array_equal(errors, again)
+
+
+def test_bootstrap_of_one_instance_has_no_error() -> None:
+    assert np.isnan(bootstrap_error(lambda drawn: np.array([1.0, 2.0]), 1)).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from smarttrim_cli.metrics.stats import means_by_group
 from smarttrim_cli.metrics.vqa_accuracy import normalize_answer, vqa_accuracy
 
 
@@ -67,7 +68,22 @@ def test_differing_answers_are_normalised_on_both_sides() -> None:
         ("what?!", "what"),
         ("man's", "man's"),
         ("line\nbreak\ttab", "line break tab"),
+        ("10:30", "10:30"),
+        ("Im", "im"),  # the official list has "Im" and "Ive", but only lower case is looked up
+        ("let's", "let's"),
+        ("a." * 32 + "b.", "a" * 32 + "b."),  # the official code drops 32 periods at most
     ],
 )
 def test_normalisation(raw: str, expected: str) -> None:
     assert normalize_answer(raw) == expected
+
+
+def test_means_by_answer_type() -> None:
+    answers = {
+        "yes/no": ("Yes", ["yes"] * 9 + ["no"]),  # 1.0: "Yes" is normalised, for the annotators differ
+        "number": ("two", ["2"] * 2 + ["3"] * 8),  # (2 * 1/3 + 8 * 2/3) / 10
+        "other": ("grey", ["gray"] * 10),  # 0.0
+    }
+    scores = [vqa_accuracy(*pair) for pair in answers.values()]
+    means = {name: value.mean for name, value in means_by_group(scores, list(answers)).items()}
+    assert means == pytest.approx({"number": 0.6, "other": 0.0, "yes/no": 1.0})
