@@ -26,13 +26,17 @@ def scenes(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Options, such as num_images.train=100."),
     ] = None,
+    task: Annotated[
+        str,
+        typer.Option(help="What is said about them: for vqa, nlvr2, snli_ve, retrieval or captioning."),
+    ] = "vqa",
     seed: Annotated[int | None, typer.Option(help="Seed; the same seed gives the same files.")] = None,
     as_json: AsJson = False,
     output: Output = None,
 ) -> None:
-    """Write synthetic scenes with questions, in the layout of VQA v2.
+    """Write synthetic scenes for a task, in the layout of its official data set.
 
-    Example: smarttrim data scenes --out scenes num_images.train=100
+    Example: smarttrim data scenes --task nlvr2 --out scenes num_images.train=100
     """
     check_output(output)
     from smarttrim_cli import registry
@@ -40,7 +44,7 @@ def scenes(
 
     plugin = registry.load("data", "scenes")
     chosen = [*(overrides or ()), *([f"seed={seed}"] if seed is not None else [])]
-    counts = plugin.build(out, load_options(plugin.Options, chosen), log=console.message)
+    counts = plugin.build(out, load_options(plugin.Options, chosen), log=console.message, task=task)
     deliver(console, counts, render.comparison(counts), as_json=as_json, output=output)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from smarttrim_cli.data.samples import ImageSource
 from smarttrim_cli.errors import UserError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -30,37 +31,45 @@ class BadSample(UserError):
     """A sample that cannot be used, such as one with a missing or broken image."""
 
 
-def load_rgb(path: Path, *, sample_id: object) -> Image.Image:
-    """Read an image file as upright 8-bit RGB, whatever its mode.
+def load_rgb(source: ImageSource, *, sample_id: object) -> Image.Image:
+    """Read an image as upright 8-bit RGB, whatever its mode.
 
     Transparency is laid on white, 16-bit grey is scaled to 8 bits, an EXIF orientation is applied.
 
     Args:
-        path: The image file.
+        source: An image file, or an image inside a table.
         sample_id: Names the sample in errors.
 
     Raises:
-        BadSample: The file is missing, truncated or not an image.
+        BadSample: The image is missing, empty, truncated, too large to be meant, or no image.
     """
-    cause: Exception
     try:
-        with Image.open(path) as image:
+        with _open(source) as image:
             image.load()
             return to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError as error:
-        problem, cause = "the image file is missing", error
-    except UnidentifiedImageError as error:
-        problem, cause = "the file is not an image that can be read", error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        problem, cause = f"the image file is damaged ({error})", error
-    hint = "Restore the file, or remove the sample."
-    raise BadSample(problem, where=f"sample {sample_id}, {path}", hint=hint) from cause
+    except Exception as error:  # on broken bytes Pillow raises anything, from EOFError to struct.error
+        hint = "Restore the file, or remove the sample."
+        where = f"sample {sample_id}, {source}"
+        raise BadSample(_problem(source, error), where=where, hint=hint) from error
+
+
+def _open(source: ImageSource) -> Image.Image:
+    return Image.open(source) if isinstance(source, str | Path) else source.open()
+
+
+def _problem(source: ImageSource, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "the image file is missing"
+    if isinstance(error, UnidentifiedImageError):
+        empty = isinstance(source, Path) and source.stat().st_size == 0
+        return "the image file is empty" if empty else "the file is not an image that can be read"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"the image is too large ({error})"
+    return f"the image is damaged ({error})"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to 8-bit RGB."""
-    if image.mode == "RGB":
-        return image
     if image.mode.startswith("I;16") or image.mode == "I":
         grey_HW = np.asarray(image).astype(np.int64).clip(0, 65535) // 257
         return Image.fromarray(grey_HW.astype(np.uint8)).convert("RGB")
@@ -71,7 +80,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @dataclass(frozen=True)

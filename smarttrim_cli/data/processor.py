@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -47,15 +48,42 @@ class Processor:
         return self.batch([self.preprocess(image) for image in images], texts)
 
     def batch(self, pixels: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
-        """As a call, from images that are preprocessed already."""
+        """As a call, from images that are preprocessed already.
+
+        Samples of two images come as (2, 3, H, W) and give ``pixel_values`` (B, 2, 3, H, W).
+        """
+        ids_BL, mask_BL = self.tokens(texts)
+        return {"pixel_values": torch.stack(list(pixels)), "input_ids": ids_BL, "attention_mask": mask_BL}
+
+    def tokens(self, texts: Sequence[str], max_length: int | None = None) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, L) of texts with their special tokens, padded on the right to the longest.
+
+        Args:
+            texts: One per instance.
+            max_length: Longer texts are cut to so many tokens; None: ``max_text_length``.
+        """
         encoded = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_text_length, return_tensors="pt"
+            list(texts),
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=max_length or self.max_text_length,
+            return_tensors="pt",
         )
-        return {
-            "pixel_values": torch.stack(list(pixels)),
-            "input_ids": encoded["input_ids"],
-            "attention_mask": encoded["attention_mask"],
-        }
+        return encoded["input_ids"], encoded["attention_mask"]
+
+    def texts(self, texts: Sequence[Sequence[str]], max_length: int | None = None) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, K, L) of K texts per instance; see :meth:`tokens`."""
+        ids_TL, mask_TL = self.tokens([text for row in texts for text in row], max_length)
+        return ids_TL.unflatten(0, (len(texts), -1)), mask_TL.unflatten(0, (len(texts), -1))
+
+    def decode(self, ids: Tensor | Sequence[int]) -> str:
+        """The text of token ids (L,), without special tokens.
+
+        Ids behind the tokenizer's vocabulary are the model's own special tokens, such as BLIP's [DEC].
+        """
+        known = [index for index in torch.as_tensor(ids).tolist() if 0 <= index < len(self.tokenizer)]
+        return str(self.tokenizer.decode(known, skip_special_tokens=True)).strip()
 
     def save(self, folder: Path) -> None:
         """Write tokenizer and preprocessing to a folder."""
@@ -85,22 +113,45 @@ class Processor:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """A tokenizer by Hugging Face name or folder; no code of the repository is run.
 
+    What is on this machine is taken from there. Otherwise there is one quick attempt to reach the hub, since
+    its library would go on trying for a minute.
+
     Raises:
         UserError: It is neither on this machine nor can it be fetched.
     """
     try:
-        return AutoTokenizer.from_pretrained(name)  # type: ignore[no-any-return]
+        return _from_pretrained(name, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"cannot load the tokenizer: {reason}",
-            where=name,
-            hint="give a folder with tokenizer files, or a name that can be fetched or is in the local cache",
-        ) from error
+        if Path(name).exists():
+            raise _no_tokenizer(name, error) from error
+    try:
+        HfApi().model_info(name, timeout=5)
+        return _from_pretrained(name, local_files_only=False)
+    except Exception as error:  # what no network raises depends on the hub library's HTTP client
+        raise _no_tokenizer(name, error) from error
+
+
+def _from_pretrained(name: str, local_files_only: bool) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        name, local_files_only=local_files_only, trust_remote_code=False
+    )
+    return tokenizer
+
+
+def _no_tokenizer(name: str, error: Exception) -> UserError:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return UserError(
+        f"cannot load the tokenizer: {reason}",
+        where=name,
+        hint="give a folder with tokenizer files, or a name that can be fetched or is in the local cache",
+    )
 
 
 def train_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer for a small closed vocabulary, with RoBERTa's special tokens and template."""
+    """A word-level tokenizer for a small closed vocabulary, with RoBERTa's special tokens and template.
+
+    Texts are lower-cased; decoding puts no blanks before punctuation.
+    """
     split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     lower = normalizers.Lowercase()
     words = {word for text in texts for word, _ in split.pre_tokenize_str(lower.normalize_str(text))}
@@ -108,6 +159,7 @@ def train_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = lower
     tokenizer.pre_tokenizer = split
+    tokenizer.decoder = _word_decoder()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
@@ -120,3 +172,10 @@ def train_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         cls_token="<s>",
         sep_token="</s>",
     )
+
+
+def _word_decoder() -> decoders.Decoder:
+    """Joins words with blanks, but for those that are not written beside punctuation."""
+    tight = {f" {mark}": mark for mark in "?!.,;:)"} | {"( ": "(", " ' ": "'", " - ": "-"}
+    replace = [decoders.Replace(loose, close) for loose, close in tight.items()]
+    return decoders.Sequence([decoders.WordPiece(cleanup=False), decoders.Fuse(), *replace])

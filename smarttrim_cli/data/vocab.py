@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from smarttrim_cli.data.files import read_json
-from smarttrim_cli.data.vqa_v2 import VqaSample
+from smarttrim_cli.data.samples import VqaSample
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.metrics.vqa_accuracy import normalize_answer
 

@@ -9,18 +9,26 @@ A data folder holds, for each split::
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from smarttrim_cli.data.files import read_json
+from smarttrim_cli.data.files import field, objects, read_json
+from smarttrim_cli.data.samples import VqaSample
+from smarttrim_cli.data.splits import (
+    Log,
+    file_names,
+    image_folder,
+    image_suffix,
+    joins_splits,
+    unknown_split,
+    unlabelled,
+)
 from smarttrim_cli.errors import UserError
 
+TASKS = ("vqa",)
 _QUESTIONS_FILE = re.compile(r"v2_OpenEnded_mscoco_(.+)_questions\.json")
 
 
@@ -35,34 +43,26 @@ class Options(BaseModel):
     )
 
 
-@dataclass(frozen=True)
-class VqaSample:
-    """A question about an image; what comes from annotations is None without them (official test sets)."""
-
-    question_id: int
-    image_id: int
-    image_path: Path
-    question: str
-    answers: tuple[str, ...] | None
-    question_type: str | None
-    answer_type: str | None
-    major_answer: str | None = None
+@joins_splits
+def read(options: Options, task: str, split: str, *, labelled: bool, log: Log = print) -> list[VqaSample]:
+    """Questions of a split; see :func:`read_folder`."""
+    return read_folder(options.data_dir, split, labelled=labelled, images_dir=options.images_dir)
 
 
-def locate(options: Options, log: Callable[[str], None] = print) -> Path:
-    """The folder with the data."""
-    return Path(options.data_dir)
+def splits(options: Options, task: str = "vqa") -> list[str]:
+    """Subtypes (``train2014``, ...) for which the folder has a file of questions."""
+    return _subtypes(Path(options.data_dir))
 
 
-def read(
-    data_dir: str | Path, split: str, *, require_answers: bool, images_dir: str | Path | None = None
+def read_folder(
+    data_dir: str | Path, split: str, *, labelled: bool, images_dir: str | Path | None = None
 ) -> list[VqaSample]:
     """Read the questions of a split, with their answers where there are annotations.
 
     Args:
         data_dir: Folder with the question and annotation files.
         split: ``train``, ``val``, ``test``, ``test-dev``, ... with or without the year.
-        require_answers: Whether a split without annotations is an error.
+        labelled: Whether a split without annotations is an error.
         images_dir: Folder with the image folders, if not ``data_dir``.
 
     Raises:
@@ -72,21 +72,22 @@ def read(
     subtype = _find_subtype(folder, split)
     questions_path = folder / f"v2_OpenEnded_mscoco_{subtype}_questions.json"
     annotations_path = folder / f"v2_mscoco_{subtype}_annotations.json"
-    annotations = _read_annotations(annotations_path, split, require_answers)
+    annotations = _read_annotations(annotations_path, split, labelled)
     images, image_name = _image_naming(Path(images_dir or data_dir), subtype)
     samples = []
-    for question in _entries(questions_path, "questions"):
-        question_id = _field(question, "question_id", int, questions_path)
-        image_id = _field(question, "image_id", int, questions_path)
+    for number, question in enumerate(objects(read_json(questions_path), "questions", questions_path)):
+        where = _place(question, number, questions_path)
+        question_id = field(question, "question_id", int, where)
+        image_id = field(question, "image_id", int, where)
         annotation = None if annotations is None else annotations.get(question_id, {})
         if annotation == {}:
             raise UserError(f"no annotation for question_id {question_id}", where=str(annotations_path))
         samples.append(
             VqaSample(
-                question_id=question_id,
+                id=question_id,
+                images=(images / image_name.format(image_id),),
+                text=field(question, "question", str, where),
                 image_id=image_id,
-                image_path=images / image_name.format(image_id),
-                question=_field(question, "question", str, questions_path),
                 answers=_answers(annotation, annotations_path) if annotation else None,
                 question_type=annotation.get("question_type") if annotation else None,
                 answer_type=annotation.get("answer_type") if annotation else None,
@@ -96,17 +97,12 @@ def read(
     return samples
 
 
-def splits(data_dir: str | Path) -> list[str]:
-    """Subtypes (``train2014``, ...) for which the folder has a file of questions."""
-    try:
-        names = sorted(os.listdir(data_dir))
-    except OSError as error:
-        raise UserError(f"cannot read the data folder: {error.strerror}", where=str(data_dir)) from error
-    return [found[1] for found in map(_QUESTIONS_FILE.fullmatch, names) if found]
+def _subtypes(folder: Path) -> list[str]:
+    return [found[1] for found in map(_QUESTIONS_FILE.fullmatch, file_names(folder)) if found]
 
 
 def _find_subtype(folder: Path, split: str) -> str:
-    present = splits(folder)
+    present = _subtypes(folder)
     found = [name for name in present if name == split]
     found = found or [name for name in present if re.fullmatch(re.escape(split) + r"20\d\d", name)]
     if len(found) == 1:
@@ -115,42 +111,26 @@ def _find_subtype(folder: Path, split: str) -> str:
         raise UserError(
             f"split {split} could be any of {', '.join(found)}", where=str(folder), hint="Name the year."
         )
-    hint = (
-        f"Splits there: {', '.join(present)}."
-        if present
-        else "It has no v2_OpenEnded_mscoco_*_questions.json."
-    )
-    raise UserError(f"no questions for split {split}", where=str(folder), hint=hint)
+    raise unknown_split(split, "questions", present, folder, "v2_OpenEnded_mscoco_*_questions.json")
 
 
 def _read_annotations(path: Path, split: str, required: bool) -> dict[int, dict[str, Any]] | None:
     """Annotations by question id; None if there is no such file."""
     if path.exists():
-        return {_field(entry, "question_id", int, path): entry for entry in _entries(path, "annotations")}
+        entries = objects(read_json(path), "annotations", path)
+        return {
+            field(entry, "question_id", int, _place(entry, number, path)): entry
+            for number, entry in enumerate(entries)
+        }
     if required:
-        raise UserError(
-            f"split {split} has questions but no answers",
-            where=str(path),
-            hint="Training and scoring need the annotations; a submission file can be written without.",
-        )
+        raise unlabelled(split, "questions", "answers", path)
     return None
 
 
-def _entries(path: Path, key: str) -> list[dict[str, Any]]:
-    content = read_json(path)
-    entries = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"not in the layout of VQA v2: no list of {key}", where=str(path))
-    if not entries:
-        raise UserError(f"the list of {key} is empty", where=str(path))
-    return entries
-
-
-def _field(entry: dict[str, Any], key: str, kind: type, path: Path) -> Any:
-    if not isinstance(entry.get(key), kind):
-        name = f"question_id {entry['question_id']}" if "question_id" in entry else f"entry {entry}"
-        raise UserError(f"{name} has no {key} (of type {kind.__name__})", where=str(path))
-    return entry[key]
+def _place(entry: dict[str, Any], number: int, path: Path) -> str:
+    """The question id if there is one, else the number of the entry in its list, from 0."""
+    name = f"question_id {entry['question_id']}" if "question_id" in entry else f"entry {number}"
+    return f"{path}, {name}"
 
 
 def _answers(annotation: dict[str, Any], path: Path) -> tuple[str, ...]:
@@ -166,12 +146,6 @@ def _answers(annotation: dict[str, Any], path: Path) -> tuple[str, ...]:
 def _image_naming(root: Path, subtype: str) -> tuple[Path, str]:
     """The folder of a split's images, and the pattern of their names (JPEG; PNG for the scenes)."""
     subtype = subtype.replace("-dev", "")
-    folder = root / subtype
-    try:
-        suffixes = (Path(entry.name).suffix for entry in os.scandir(folder) if entry.name.startswith("COCO_"))
-        suffix = next(suffixes, None)
-    except OSError as error:
-        raise UserError(f"cannot read the folder of images: {error.strerror}", where=str(folder)) from error
-    if suffix is None:
-        raise UserError(f"no image named COCO_{subtype}_*", where=str(folder))
+    folder = image_folder([root / subtype])
+    suffix = image_suffix(folder, f"COCO_{subtype}_")
     return folder, f"COCO_{subtype}_{{:012d}}{suffix}"

@@ -211,3 +211,25 @@ def test_data_scenes_refuses_wrong_options(tmp_path: Path) -> None:
     result = run("data", "scenes", "--out", str(tmp_path / "s"), "seeed=1", code=2)
     assert 'override "seeed=1": seeed: unknown key; did you mean seed?' in result.stderr
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "said"),
+    [
+        ("nlvr2", "val.json", "statements"),
+        ("snli_ve", "snli_ve_val.jsonl", "hypotheses"),
+        ("retrieval", "dataset_coco.json", "captions"),
+        ("vqa", "v2_mscoco_val_annotations.json", "questions"),
+    ],
+)
+def test_data_scenes_writes_the_data_of_a_task(tmp_path: Path, task: str, file: str, said: str) -> None:
+    few = [f"num_images.{split}=2" for split in ("train", "calibration", "val", "test")]
+    result = run("data", "scenes", "--task", task, "--out", str(tmp_path / "s"), "--json", *few)
+    assert json.loads(result.stdout)["val"].keys() >= {"images", said}
+    assert (tmp_path / "s" / file).is_file()
+
+
+def test_data_scenes_refuses_an_unknown_task(tmp_path: Path) -> None:
+    result = run("data", "scenes", "--task", "ocr", "--out", str(tmp_path / "s"), code=2)
+    assert "no scenes for task ocr" in result.stderr
+    assert not (tmp_path / "s").exists()

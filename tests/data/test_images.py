@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from smarttrim_cli.data.images import CLIP_MEAN, CLIP_STD, BadSample, Preprocess, load_rgb
+from smarttrim_cli.data.images import CLIP_MEAN, CLIP_STD, BadSample, Preprocess, load_rgb, to_rgb
+from smarttrim_cli.data.samples import EmbeddedImage
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "preprocess.npz"
 
@@ -112,7 +113,7 @@ def test_bad_files_name_the_sample_and_the_path(tmp_path: Path) -> None:
     for name, data, problem in [
         ("cut.png", good.read_bytes()[:2000], "damaged"),
         ("text.png", b"hello", "not an image"),
-        ("empty.png", b"", "not an image"),
+        ("empty.png", b"", "the image file is empty"),
     ]:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(BadSample, match=rf"sample 4711, .*{name}: .*{problem}"):
@@ -121,3 +122,82 @@ def test_bad_files_name_the_sample_and_the_path(tmp_path: Path) -> None:
         load_rgb(tmp_path / "none.png", sample_id=4711)
     with pytest.raises(BadSample, match="damaged"):
         load_rgb(tmp_path, sample_id=1)
+
+
+def test_transparent_colour_of_an_rgb_file(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "clear.png", transparency=(1, 2, 3))
+    Image.new("RGB", (4, 4), (1, 2, 4)).save(tmp_path / "opaque.png", transparency=(1, 2, 3))
+    assert pixel(tmp_path / "clear.png") == (255, 255, 255)
+    assert pixel(tmp_path / "opaque.png") == (1, 2, 4)
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "HSV", "LAB", "PA", "RGBX", "I;16B"])
+def test_rarer_modes_become_rgb(mode: str) -> None:
+    assert to_rgb(Image.new(mode, (4, 4))).mode == "RGB"
+
+
+def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (100, 100)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(BadSample, match=r"sample a-7, .*bomb\.png: the image is too large \(.*10000 pixels"):
+        load_rgb(tmp_path / "bomb.png", sample_id="a-7")
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tif", "webp", "bmp"])
+def test_whatever_is_broken_in_a_file_is_a_bad_sample(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"image.{suffix}"
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    whole = bytearray(path.read_bytes())
+    bad = 0
+    for _ in range(40):
+        broken = whole.copy()
+        for place in generator.integers(0, min(len(whole), 200), 6):
+            broken[place] = generator.integers(256)
+        path.write_bytes(broken[: generator.integers(1, len(whole) + 1)])
+        try:
+            assert load_rgb(path, sample_id=1).mode == "RGB"
+        except BadSample as error:
+            bad += 1
+            assert "\n" not in error.message
+    assert bad > 10
+
+
+class Cells:
+    """A table of one cell."""
+
+    def __init__(self, cell: object) -> None:
+        self.cell = cell
+
+    def __getitem__(self, row: int) -> dict[str, object]:
+        return {"image": self.cell}
+
+
+def embedded(cell: object, position: int | None = None) -> EmbeddedImage:
+    return EmbeddedImage(Cells(cell), 3, "image", "folder", position)
+
+
+def test_images_inside_a_table(tmp_path: Path) -> None:
+    picture = Image.new("L", (4, 4), 77)
+    picture.save(tmp_path / "image.png")
+    data = (tmp_path / "image.png").read_bytes()
+    stored = {"bytes": None, "path": str(tmp_path / "image.png")}
+    for cell in (picture, data, {"bytes": data, "path": "x.png"}, stored, str(tmp_path / "image.png")):
+        assert load_rgb(embedded(cell), sample_id=1).getpixel((0, 0)) == (77, 77, 77)
+    assert load_rgb(embedded([b"", data], position=1), sample_id=1).size == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("cell", "position", "problem"),
+    [
+        (b"", None, "not an image that can be read"),
+        ({"bytes": None, "path": "/nowhere/x.png"}, None, "the image file is missing"),
+        ({"bytes": None, "path": None}, None, "damaged"),
+        (None, None, "damaged"),
+        ([b""], 1, "damaged"),
+    ],
+)
+def test_bad_cells_name_sample_and_place(cell: object, position: int | None, problem: str) -> None:
+    with pytest.raises(BadSample, match=rf"sample 8, folder, row 3, column image: .*{problem}"):
+        load_rgb(embedded(cell, position), sample_id=8)

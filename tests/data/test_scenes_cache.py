@@ -8,10 +8,18 @@ from pathlib import Path
 import pytest
 
 from smarttrim_cli.data import vqa_v2
+from smarttrim_cli.data.samples import VqaSample
 from smarttrim_cli.data.scenes import Options, build, locate, open_or_build, read_truth
+from smarttrim_cli.data.scenes.layouts import Layout
+from smarttrim_cli.data.scenes.options import SPLITS
+from smarttrim_cli.data.scenes.world import Scene
 from smarttrim_cli.errors import UserError
 
 SMALL = Options(num_images={"train": 6, "calibration": 2, "val": 3, "test": 4})
+
+
+def questions(folder: Path, split: str) -> list[VqaSample]:
+    return vqa_v2.read_folder(folder, split, labelled=True)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -74,23 +82,23 @@ def test_layout_is_the_official_one(folder: Path) -> None:
 
 
 def test_ids_are_unique_over_all_splits(folder: Path) -> None:
-    samples = [s for split in vqa_v2.splits(folder) for s in vqa_v2.read(folder, split, require_answers=True)]
+    samples = [sample for split in SPLITS for sample in questions(folder, split)]
     assert len(samples) == 15 * 4
-    assert len({sample.question_id for sample in samples}) == len(samples)
+    assert len({sample.id for sample in samples}) == len(samples)
     assert len({sample.image_id for sample in samples}) == 15
-    assert all(sample.image_path.is_file() for sample in samples)
+    assert all(sample.images[0].is_file() for sample in samples)
 
 
 def test_truth_has_objects_and_boxes(folder: Path) -> None:
     truth = read_truth(folder, "train")
-    samples = vqa_v2.read(folder, "train", require_answers=True)
+    samples = questions(folder, "train")
     assert set(truth.objects) == {sample.image_id for sample in samples}
-    assert set(truth.boxes) == {sample.question_id for sample in samples}
+    assert set(truth.boxes) == {sample.id for sample in samples}
     for sample in samples:
         boxes = {item.box for item in truth.objects[sample.image_id]}
-        assert all(box in boxes for _, box in truth.boxes[sample.question_id])
+        assert all(box in boxes for _, box in truth.boxes[sample.id])
         if sample.question_type == "count":
-            assert len(truth.boxes[sample.question_id]) == int((sample.answers or ("",))[0])
+            assert len(truth.boxes[sample.id]) == int((sample.answers or ("",))[0])
     with pytest.raises(UserError, match="no such file"):
         read_truth(folder, "nosplit")
 
@@ -179,12 +187,11 @@ def test_what_killed_builds_left_is_ignored_and_removed_a_day_later(tmp_path: Pa
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(folder: Path, options: Options, split: str) -> None:
-        (folder / split).mkdir()
-        if split == "val":
+    def full_disk(folder: Path, scene: Scene) -> None:
+        if "_val_" in folder.name:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("smarttrim_cli.data.scenes.cache.write_split", full_disk)
+    monkeypatch.setattr("smarttrim_cli.data.scenes.write_vqa.write_image", full_disk)
     with pytest.raises(UserError, match="No space left"):
         open_or_build(SMALL, tmp_path, lambda line: None)
     assert list(tmp_path.iterdir()) == []
@@ -211,8 +218,8 @@ def test_the_loser_of_a_race_keeps_the_winners_folder(
 
     real, winner = cache._write_all, []
 
-    def other_process_is_faster(folder: Path, options: Options) -> None:
-        real(folder, options)
+    def other_process_is_faster(folder: Path, options: Options, layout: Layout) -> None:
+        real(folder, options, layout)
         monkeypatch.setattr(cache, "_write_all", real)
         winner.append(open_or_build(options, tmp_path, log.append).stat().st_ino)
 
@@ -231,7 +238,7 @@ def test_build_writes_where_it_is_told(tmp_path: Path, log: list[str]) -> None:
     counts = build(tmp_path / "out", SMALL, log.append)
     assert counts["train"] == {"images": 6, "questions": 24}
     assert counts["test"] == {"images": 4, "questions": 16}
-    assert len(vqa_v2.read(tmp_path / "out", "train", require_answers=True)) == 24
+    assert len(questions(tmp_path / "out", "train")) == 24
     log.clear()
     assert build(tmp_path / "out", SMALL, log.append) == counts
     assert "already holds" in log[0]

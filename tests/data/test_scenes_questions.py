@@ -10,7 +10,7 @@ import pytest
 from smarttrim_cli.data.scenes.options import Options
 from smarttrim_cli.data.scenes.questions import Question
 from smarttrim_cli.data.scenes.world import Scene, SceneObject
-from smarttrim_cli.data.scenes.writer import make_example
+from smarttrim_cli.data.scenes.write_vqa import make_example
 
 OPTIONS = Options()
 COLORS, SHAPES, SIZES = OPTIONS.colors, OPTIONS.shapes, ("small", "large")

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from smarttrim_cli.data.scenes.options import PALETTE, SHAPES, Options
 from smarttrim_cli.data.scenes.render import render, shape_mask
 from smarttrim_cli.data.scenes.world import Scene, sample_scene
-from smarttrim_cli.data.scenes.writer import make_example
+from smarttrim_cli.data.scenes.write_vqa import make_example
 from smarttrim_cli.errors import UserError
 
 DENSE = Options(

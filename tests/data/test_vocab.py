@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from smarttrim_cli.data.samples import VqaSample
 from smarttrim_cli.data.vocab import AnswerVocab
-from smarttrim_cli.data.vqa_v2 import VqaSample
 from smarttrim_cli.errors import UserError
 
 
 def sample(major: str, answers: tuple[str, ...] | None = None) -> VqaSample:
-    return VqaSample(1, 1, Path("x.png"), "?", answers or (major,) * 10, "what", "other", major)
+    return VqaSample(1, (Path("x.png"),), "?", 1, answers or (major,) * 10, "what", "other", major)
 
 
 def test_frequent_normalised_major_answers_are_classes() -> None:

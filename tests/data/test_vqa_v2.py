@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from smarttrim_cli.data.vqa_v2 import Options, VqaSample, locate, read, splits
+from smarttrim_cli.data import vqa_v2
+from smarttrim_cli.data.samples import VqaSample
+from smarttrim_cli.data.vqa_v2 import Options, read_folder, splits
 from smarttrim_cli.errors import UserError
 
 
@@ -48,70 +50,70 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 def test_reads_questions_with_their_answers(data_dir: Path) -> None:
-    first, second = read(data_dir, "train", require_answers=True)
+    first, second = read_folder(data_dir, "train", labelled=True)
     assert first == VqaSample(
-        question_id=9000,
+        id=9000,
+        images=(data_dir / "train2014" / "COCO_train2014_000000000009.jpg",),
+        text="What is this?",
         image_id=9,
-        image_path=data_dir / "train2014" / "COCO_train2014_000000000009.jpg",
-        question="What is this?",
         answers=("cat",) * 10,
         question_type="what is",
         answer_type="other",
         major_answer="cat",
     )
-    assert second.question_id == 25001
+    assert second.id == 25001
     assert second.answers == ("yes",) * 7 + ("no",) * 3
 
 
 def test_split_can_have_its_year(data_dir: Path) -> None:
-    assert read(data_dir, "val2014", require_answers=True) == read(data_dir, "val", require_answers=True)
+    assert read_folder(data_dir, "val2014", labelled=True) == read_folder(data_dir, "val", labelled=True)
 
 
 @pytest.mark.parametrize("split", ["test", "test-dev"])
 def test_test_splits_have_no_answers_and_share_images(data_dir: Path, split: str) -> None:
-    sample = read(data_dir, split, require_answers=False)[0]
-    assert sample.image_path == data_dir / "test2015" / "COCO_test2015_000000000009.jpg"
+    sample = read_folder(data_dir, split, labelled=False)[0]
+    assert sample.images[0] == data_dir / "test2015" / "COCO_test2015_000000000009.jpg"
     assert sample.answers is sample.question_type is sample.answer_type is sample.major_answer is None
     with pytest.raises(UserError, match=r"v2_mscoco_test.*2015_annotations\.json: split test.* no answers"):
-        read(data_dir, split, require_answers=True)
+        read_folder(data_dir, split, labelled=True)
 
 
 def test_images_can_be_elsewhere(data_dir: Path) -> None:
     (data_dir / "images").mkdir()
     (data_dir / "train2014").rename(data_dir / "images" / "train2014")
-    with pytest.raises(UserError, match="train2014: cannot read the folder of images"):
-        read(data_dir, "train", require_answers=True)
-    samples = read(data_dir, "train", require_answers=True, images_dir=data_dir / "images")
-    assert all(sample.image_path.is_file() for sample in samples)
+    with pytest.raises(UserError, match="train2014: no such folder of images"):
+        read_folder(data_dir, "train", labelled=True)
+    samples = read_folder(data_dir, "train", labelled=True, images_dir=data_dir / "images")
+    assert all(sample.images[0].is_file() for sample in samples)
 
 
 def test_unknown_split_lists_those_present(data_dir: Path) -> None:
-    assert splits(data_dir) == ["test-dev2015", "test2015", "train2014", "val2014"]
+    assert splits(Options(data_dir=str(data_dir))) == ["test-dev2015", "test2015", "train2014", "val2014"]
     with pytest.raises(
         UserError, match="no questions for split tain\n.*test-dev2015, test2015, train2014, val2014"
     ):
-        read(data_dir, "tain", require_answers=True)
+        read_folder(data_dir, "tain", labelled=True)
 
 
 def test_ambiguous_split_asks_for_the_year(data_dir: Path) -> None:
     questions = data_dir / "v2_OpenEnded_mscoco_train2014_questions.json"
     (data_dir / "v2_OpenEnded_mscoco_train2017_questions.json").write_bytes(questions.read_bytes())
     with pytest.raises(UserError, match="train2014, train2017"):
-        read(data_dir, "train", require_answers=True)
+        read_folder(data_dir, "train", labelled=True)
 
 
 def test_missing_folder_and_folder_without_data(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: cannot read the data folder"):
-        read(tmp_path / "nowhere", "train", require_answers=True)
+        read_folder(tmp_path / "nowhere", "train", labelled=True)
     with pytest.raises(UserError, match="It has no v2_OpenEnded"):
-        read(tmp_path, "train", require_answers=True)
+        read_folder(tmp_path, "train", labelled=True)
 
 
 def test_question_without_annotation_is_named(data_dir: Path) -> None:
     path = data_dir / "v2_mscoco_train2014_annotations.json"
     write_json(path, {"annotations": [annotation(9000, 9, ["cat"])]})
     with pytest.raises(UserError, match=r"train2014_annotations\.json: no annotation for question_id 25001"):
-        read(data_dir, "train", require_answers=True)
+        read_folder(data_dir, "train", labelled=True)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +123,11 @@ def test_question_without_annotation_is_named(data_dir: Path) -> None:
         ("[1, 2]", "no list of annotations"),
         ('{"annotations": []}', "list of annotations is empty"),
         ('{"annotations": ["x"]}', "no list of annotations"),
-        ('{"annotations": [{"image_id": 9}]}', "has no question_id"),
-        ('{"annotations": [{"question_id": "9000"}]}', "question_id 9000 has no question_id .of type int"),
+        ('{"annotations": [{"image_id": 9}]}', "annotations.json, entry 0: the key question_id is missing"),
+        (
+            '{"annotations": [{"question_id": "9000"}]}',
+            'question_id 9000: question_id is "9000", not a whole number',
+        ),
         ('{"annotations": [{"question_id": 9000, "answers": [{"answer": 3}]}]}', "has no list of answers"),
         ('{"annotations": [{"question_id": 9000}]}', "question_id 9000 has no list of answers"),
         (
@@ -135,29 +140,44 @@ def test_damaged_annotations_are_errors(data_dir: Path, content: str, problem: s
     path = data_dir / "v2_mscoco_train2014_annotations.json"
     path.write_text(content)
     with pytest.raises(UserError, match=problem) as caught:
-        read(data_dir, "train", require_answers=True)
+        read_folder(data_dir, "train", labelled=True)
     assert str(path) in str(caught.value)
 
 
 def test_question_without_text_is_named(data_dir: Path) -> None:
     path = data_dir / "v2_OpenEnded_mscoco_val2014_questions.json"
     write_json(path, {"questions": [{"image_id": 9, "question_id": 9000}]})
-    with pytest.raises(UserError, match="question_id 9000 has no question"):
-        read(data_dir, "val", require_answers=True)
+    with pytest.raises(
+        UserError, match="val2014_questions.json, question_id 9000: the key question is missing"
+    ):
+        read_folder(data_dir, "val", labelled=True)
 
 
 def test_not_utf8_is_an_error(data_dir: Path) -> None:
     (data_dir / "v2_OpenEnded_mscoco_val2014_questions.json").write_bytes(b'{"questions": "\xff"}')
     with pytest.raises(UserError, match="not UTF-8"):
-        read(data_dir, "val", require_answers=True)
+        read_folder(data_dir, "val", labelled=True)
 
 
 def test_folder_without_images_is_an_error(data_dir: Path) -> None:
     for path in (data_dir / "train2014").iterdir():
         path.unlink()
     with pytest.raises(UserError, match="no image named COCO_train2014_"):
-        read(data_dir, "train", require_answers=True)
+        read_folder(data_dir, "train", labelled=True)
 
 
-def test_locate_is_the_folder_of_the_options(data_dir: Path) -> None:
-    assert locate(Options(data_dir=str(data_dir))) == data_dir
+def test_splits_are_joined(data_dir: Path) -> None:
+    options = Options(data_dir=str(data_dir))
+    for name in ("questions", "annotations"):
+        prefix = "v2_OpenEnded_mscoco" if name == "questions" else "v2_mscoco"
+        path = data_dir / f"{prefix}_val2014_{name}.json"
+        path.write_text(path.read_text().replace("9000", "8000").replace("25001", "8001"))
+    samples = vqa_v2.read(options, "vqa", "train+val", labelled=True, log=print)
+    assert [sample.id for sample in samples] == [9000, 25001, 8000, 8001]
+    with pytest.raises(UserError, match="no questions for split nope"):
+        vqa_v2.read(options, "vqa", "train+nope", labelled=True)
+
+
+def test_joined_splits_with_the_same_questions_are_refused(data_dir: Path) -> None:
+    with pytest.raises(UserError, match="split train.val: two samples have the id 9000"):
+        vqa_v2.read(Options(data_dir=str(data_dir)), "vqa", "train+val", labelled=True)

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from smarttrim_cli.data.scenes.options import GENERATOR_VERSION, SPLITS, Options
-from smarttrim_cli.data.scenes.writer import write_split
+from smarttrim_cli.data.scenes.layouts import Layout, layout_of
+from smarttrim_cli.data.scenes.options import Options
 from smarttrim_cli.errors import UserError
 
 Log = Callable[[str], None]
@@ -33,54 +33,57 @@ def default_root() -> Path:
     return Path(os.environ.get("SMARTTRIM_CACHE") or "~/.cache/smarttrim").expanduser()
 
 
-def open_or_build(options: Options, root: Path | None = None, log: Log = print) -> Path:
+def open_or_build(options: Options, root: Path | None = None, log: Log = print, task: str = "vqa") -> Path:
     """The cached folder with the scenes of these options; built first if it is missing or damaged.
 
     Args:
         options: What the scenes are like; each distinct set of options has a folder of its own.
         root: Folder of the cache; None for the default one.
         log: Receives a line when something is built or found damaged.
+        task: What is said about the scenes; each layout has folders of its own.
     """
-    folder = (root or default_root()) / f"scenes-{_fingerprint(options)}"
-    problem = find_problem(folder, options)
+    layout = layout_of(task)
+    folder = (root or default_root()) / _folder_name(options, layout)
+    problem = find_problem(folder, options, layout)
     if problem is None:
         return folder
     if folder.exists():
         log(f"scenes: {folder} is damaged ({problem}); building it again")
-    _build_in_place(folder, options, log)
+    _build_in_place(folder, options, layout, log)
     return folder
 
 
-def build(out: Path, options: Options, log: Log = print) -> dict[str, dict[str, int]]:
-    """Write the scenes to a folder of the user's choice; returns the numbers of images and questions.
+def build(out: Path, options: Options, log: Log = print, task: str = "vqa") -> dict[str, dict[str, int]]:
+    """Write the scenes to a folder of the user's choice; returns the numbers of images, questions, ...
 
     An older folder of scenes is replaced; any other folder with something in it is refused.
 
     Raises:
         UserError: ``out`` holds other things than scenes, or cannot be written.
     """
+    layout = layout_of(task)
     out = out.expanduser().resolve()
-    if find_problem(out, options) is None:
+    if find_problem(out, options, layout) is None:
         log(f"scenes: {out} already holds these scenes")
     else:
         _refuse_other_content(out)
-        _build_in_place(out, options, log)
+        _build_in_place(out, options, layout, log)
     counts: dict[str, dict[str, int]] = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["counts"]
     return counts
 
 
-def find_problem(folder: Path, options: Options) -> str | None:
+def find_problem(folder: Path, options: Options, layout: Layout) -> str | None:
     """What keeps a folder from being the complete scenes of these options, or None if nothing does."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["options"] != options.model_dump(mode="json") or manifest["version"] != GENERATOR_VERSION:
+        if any(manifest[key] != value for key, value in _head(options, layout).items()):
             return "it was made with other options or by another version"
         for name, digest in manifest["json_sha256"].items():
             if _sha256(folder / name) != digest:
                 return f"{name} was changed"
-        for split, expected in manifest["images"].items():
-            if _image_totals(folder / split) != expected:
-                return f"images of split {split} are missing or changed"
+        for name, expected in manifest["images"].items():
+            if _image_totals(folder / name) != expected:
+                return f"images in {name} are missing or changed"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -88,17 +91,16 @@ def find_problem(folder: Path, options: Options) -> str | None:
     return None
 
 
-def _build_in_place(folder: Path, options: Options, log: Log) -> None:
+def _build_in_place(folder: Path, options: Options, layout: Layout, log: Log) -> None:
     """Build beside ``folder`` and move there; if another process was faster, its result is used."""
     temporary = folder.with_name(f".{folder.name}.building-{os.getpid()}-{time.time_ns()}")
-    total = sum(options.num_images.model_dump().values())
-    log(f"scenes: making {total} images with {options.questions_per_image} questions each in {folder}")
+    log(f"scenes: making {layout.total_images(options)} images with {layout.says} in {folder}")
     start = time.perf_counter()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder)
-        _write_all(temporary, options)
-        _move_in_place(temporary, folder, options)
+        _write_all(temporary, options, layout)
+        _move_in_place(temporary, folder, options, layout)
     except OSError as error:
         raise UserError(
             f"cannot write the scenes: {error.strerror or error}",
@@ -110,23 +112,22 @@ def _build_in_place(folder: Path, options: Options, log: Log) -> None:
     log(f"scenes: made in {time.perf_counter() - start:.1f} s")
 
 
-def _write_all(folder: Path, options: Options) -> None:
+def _write_all(folder: Path, options: Options, layout: Layout) -> None:
     folder.mkdir()
-    counts = {split: write_split(folder, options, split) for split in SPLITS}
+    counts = layout.write(folder, options)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
     manifest: dict[str, Any] = {
-        "generator": GENERATOR,
-        "version": GENERATOR_VERSION,
-        "options": options.model_dump(mode="json"),
+        **_head(options, layout),
         "counts": counts,
-        "json_sha256": {path.name: _sha256(path) for path in sorted(folder.glob("*.json"))},
-        "images": {split: _image_totals(folder / split) for split in SPLITS},
+        "json_sha256": {path.name: _sha256(path) for path in files},
+        "images": {name: _image_totals(folder / name) for name in layout.image_folders},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
-def _move_in_place(temporary: Path, folder: Path, options: Options) -> None:
+def _move_in_place(temporary: Path, folder: Path, options: Options, layout: Layout) -> None:
     """Move a finished folder to its name, unless good data came to be there meanwhile."""
-    if find_problem(folder, options) is None:
+    if find_problem(folder, options, layout) is None:
         return
     aside = temporary.with_name(f"{temporary.name}-replaced")
     if folder.exists():
@@ -134,7 +135,7 @@ def _move_in_place(temporary: Path, folder: Path, options: Options) -> None:
     try:
         temporary.rename(folder)
     except OSError:
-        if find_problem(folder, options) is not None:
+        if find_problem(folder, options, layout) is not None:
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -148,23 +149,23 @@ def _refuse_other_content(out: Path) -> None:
         raise UserError("is the working folder, or above it", where=str(out), hint="Name a folder below it.")
     if not out.is_dir() or not any(out.iterdir()):
         return
-    ours = {MANIFEST, *SPLITS}
-    ours |= {f"v2_OpenEnded_mscoco_{split}_questions.json" for split in SPLITS}
-    ours |= {f"v2_mscoco_{split}_annotations.json" for split in SPLITS} | {
-        f"scenes_{split}.json" for split in SPLITS
-    }
+    ours = _own_names(out)
     others = sorted(path.name for path in out.iterdir() if path.name not in ours)
-    try:
-        is_scenes = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["generator"] == GENERATOR
-    except (OSError, ValueError, KeyError, TypeError):
-        is_scenes = False
-    if others or not is_scenes:
-        what = (
-            f"holds other files ({', '.join(others[:3])})"
-            if others
-            else f"is not empty and has no good {MANIFEST}"
-        )
+    if others or not ours:
+        what = f"holds other files ({', '.join(others[:3])})"
+        what += "" if ours else f" and no good {MANIFEST}"
         raise UserError(what, where=str(out), hint="Choose an empty or a new folder.")
+
+
+def _own_names(out: Path) -> set[str]:
+    """What a folder of scenes of any layout holds, by its manifest; nothing for other folders."""
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["generator"] == GENERATOR:
+            return {MANIFEST, *manifest["json_sha256"], *manifest["images"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return set()
 
 
 def _remove_abandoned(folder: Path) -> None:
@@ -175,9 +176,22 @@ def _remove_abandoned(folder: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _fingerprint(options: Options) -> str:
-    content = json.dumps([GENERATOR_VERSION, options.model_dump(mode="json")], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+def _head(options: Options, layout: Layout) -> dict[str, Any]:
+    """What the manifest of these scenes begins with. That of VQA, the first layout, does not name it."""
+    named = {} if layout.name == "vqa" else {"layout": layout.name}
+    return {
+        "generator": GENERATOR,
+        **named,
+        "version": layout.version,
+        "options": layout.options(options),
+    }
+
+
+def _folder_name(options: Options, layout: Layout) -> str:
+    """Name of the folder in the cache; that of VQA is older than the other layouts."""
+    content = [layout.version, layout.options(options)]
+    fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return f"scenes-{fingerprint}" if layout.name == "vqa" else f"scenes-{layout.name}-{fingerprint}"
 
 
 def _sha256(path: Path) -> str:
@@ -185,6 +199,6 @@ def _sha256(path: Path) -> str:
 
 
 def _image_totals(folder: Path) -> dict[str, int]:
-    """Number of files in a folder, and their size in bytes together."""
-    sizes = [entry.stat().st_size for entry in os.scandir(folder)]
+    """Number of files below a folder, and their size in bytes together."""
+    sizes = [(Path(where) / name).stat().st_size for where, _, names in os.walk(folder) for name in names]
     return {"number": len(sizes), "bytes": sum(sizes)}

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, fields
 from functools import cached_property
 
-from smarttrim_cli.data.scenes.world import Scene, SceneObject
+from smarttrim_cli.data.scenes.world import DIRECTIONS, Scene, SceneObject
 
 Form = tuple[str, ...]
 """The attributes that a description names, in the order in which English says them."""
@@ -15,6 +15,12 @@ Form = tuple[str, ...]
 ONE_WORD: tuple[Form, ...] = (("size",), ("color",), ("shape",))
 TWO_WORDS: tuple[Form, ...] = (("size", "color"), ("size", "shape"), ("color", "shape"))
 ALL_FORMS: tuple[Form, ...] = (*ONE_WORD, *TWO_WORDS, ("size", "color", "shape"))
+BESIDE_FORMS: tuple[Form, ...] = (("color",), ("shape",), ("color", "shape"))
+"""How objects are described that lie beside each other."""
+_NUMBERS = (
+    *("no", "one", "two", "three", "four", "five", "six"),
+    *("seven", "eight", "nine", "ten", "eleven", "twelve"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,21 @@ class Description:
 
     def with_article(self) -> str:
         """Noun phrase with "a" or "an"."""
-        phrase = self.singular()
-        return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+        return article(self.singular())
+
+    def numbered(self, number: int) -> str:
+        """Noun phrase with a number: "one red circle", "three squares"."""
+        return f"{number_word(number)} {self.singular() if number == 1 else self.plural()}"
+
+
+def article(phrase: str) -> str:
+    """A noun phrase with "a" or "an" before it."""
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def number_word(number: int) -> str:
+    """A number in words as far as twelve, then in digits; 0 is "no"."""
+    return _NUMBERS[number] if number < len(_NUMBERS) else str(number)
 
 
 def describe(item: SceneObject, form: Form) -> Description:
@@ -79,6 +98,19 @@ class Facts:
     def unique(self) -> list[tuple[Description, int]]:
         """Descriptions that fit exactly one object, with that object's index."""
         return [(description, found[0]) for description, found in self.matches.items() if len(found) == 1]
+
+    @cached_property
+    def beside(self) -> dict[tuple[Description, str, Description], tuple[int, int]]:
+        """What is just beside what, as ("a red object", "left of", "a square"), with two such objects."""
+        found: dict[tuple[Description, str, Description], tuple[int, int]] = {}
+        forms = self.forms(BESIDE_FORMS)
+        names = [[describe(item, form) for form in forms] for item in self.scene.objects]
+        for anchor, (words, step) in itertools.product(range(len(names)), DIRECTIONS.items()):
+            target = self.scene.neighbour(anchor, *step)
+            if target is not None:
+                for one, other in itertools.product(names[target], names[anchor]):
+                    found.setdefault((one, words, other), (target, anchor))
+        return found
 
     def absent(self, form: Form) -> list[Description]:
         """Descriptions of this form that fit no object; near misses only, where there are any.

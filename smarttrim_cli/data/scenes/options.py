@@ -6,9 +6,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-GENERATOR_VERSION = 2
-"""Raise it whenever the same options give other data: cached data of other versions is not used."""
-
 PALETTE: dict[str, tuple[int, int, int]] = {
     "red": (225, 35, 35),
     "green": (35, 165, 50),
@@ -58,6 +55,78 @@ class Background(_Section):
     noise: float = Field(10.0, ge=0, le=60, description="standard deviation of the pixel noise (0-255 scale)")
 
 
+class StatementWeights(_Section):
+    """How often each type of statement is made, relative to the others."""
+
+    existence: float = Field(1.0, ge=0, description="both images contain a ...")
+    count: float = Field(1.0, ge=0, description="at least one image contains exactly two ...")
+    comparison: float = Field(1.0, ge=0, description="the left image has more ... than the right image")
+    total: float = Field(1.0, ge=0, description="there are exactly three ... in all")
+    relation: float = Field(1.0, ge=0, description="at least one image shows a ... just left of a ...")
+
+
+class Nlvr2(_Section):
+    """Statements about two images; these come in sets of four pairs (``num_images`` is rounded up)."""
+
+    statements_per_set: int = Field(
+        8, ge=1, le=50, description="statements about a set; each is true of two of its pairs, false of two"
+    )
+    colors_per_set: int = Field(4, ge=2, description="colors that a set uses, if there are so many")
+    shapes_per_set: int = Field(3, ge=2, description="shapes that a set uses, if there are so many")
+    weights: StatementWeights = Field(
+        default_factory=StatementWeights, description="mix of types of statements"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Nlvr2:
+        """Refuse a mix of nothing."""
+        if sum(self.weights.model_dump().values()) == 0:
+            raise ValueError("weights: at least one has to be above 0")
+        return self
+
+
+class HypothesisWeights(_Section):
+    """How often each type of hypothesis is made, relative to the others.
+
+    While the first three are alike, each type has the labels it can have in equal parts.
+    """
+
+    plain: float = Field(1.0, ge=0, description="what the picture decides: entailed or contradicted")
+    conjunction: float = Field(
+        1.0, ge=0, description="... and something no picture shows: neutral or contradicted"
+    )
+    disjunction: float = Field(
+        1.0, ge=0, description="... or something no picture shows: entailed or neutral"
+    )
+    mixed: float = Field(2.0, ge=0, description="both joined: entailed, neutral or contradicted")
+
+
+class SnliVe(_Section):
+    """Hypotheses about an image."""
+
+    hypotheses_per_image: int = Field(
+        6, ge=1, le=60, description="hypotheses about each image; labels alike in number with multiples of 3"
+    )
+    weights: HypothesisWeights = Field(
+        default_factory=HypothesisWeights, description="mix of types of hypotheses"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> SnliVe:
+        """Refuse mixes in which a label cannot occur."""
+        plain, conjunction, disjunction, mixed = self.weights.model_dump().values()
+        if mixed == 0 and 0 in (plain + conjunction, plain + disjunction, conjunction + disjunction):
+            raise ValueError("weights: with these a label cannot occur; raise mixed, or two of the others")
+        return self
+
+
+class Captions(_Section):
+    """Captions of an image, for retrieval and captioning; best with few objects (``max_objects``)."""
+
+    captions_per_image: int = Field(5, ge=1, le=20, description="different captions of each image")
+    max_phrases: int = Field(4, ge=2, le=12, description="most kinds of object that a caption names")
+
+
 class Options(_Section):
     """Options of the embedded scenes."""
 
@@ -92,6 +161,9 @@ class Options(_Section):
     )
     max_count: int = Field(6, ge=1, le=20, description="largest answer of a count question")
     background: Background = Field(default_factory=Background, description="what is behind the objects")
+    nlvr2: Nlvr2 = Field(default_factory=Nlvr2, description="statements about two images")
+    snli_ve: SnliVe = Field(default_factory=SnliVe, description="hypotheses about an image")
+    captions: Captions = Field(default_factory=Captions, description="captions (retrieval and captioning)")
 
     @model_validator(mode="after")
     def _possible(self) -> Options:

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from smarttrim_cli.data.scenes.describe import ALL_FORMS, ONE_WORD, TWO_WORDS, Description, Facts
+from smarttrim_cli.data.scenes.world import DIRECTIONS
 
 T = TypeVar("T")
-DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
-"""Words for a direction, with its step in rows and columns."""
 TRIES_PER_TYPE = 5
 """Draws of a question of one type before another type is drawn; keeps the mix of types near the asked one."""
 
@@ -141,9 +140,8 @@ def _position_question(facts: Facts, rng: random.Random) -> Question | None:
     if len(facts.unique) < 2:
         return None
     (first, target), (second, anchor) = rng.sample(facts.unique, 2)
-    words, (row_step, col_step) = rng.choice(list(DIRECTIONS.items()))
-    one, other = facts.scene.objects[target], facts.scene.objects[anchor]
-    distance = (one.row - other.row) * row_step + (one.col - other.col) * col_step
+    words = rng.choice(list(DIRECTIONS))
+    distance = facts.scene.lies(words, target, anchor)
     if distance == 0:
         return None
     text = f"is the {first.singular()} {words} the {second.singular()}?"

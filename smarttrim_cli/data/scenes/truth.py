@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from smarttrim_cli.data.files import read_json
+from smarttrim_cli.data.samples import SampleId
 from smarttrim_cli.data.scenes.world import SceneObject
 from smarttrim_cli.errors import UserError
 
 Box = tuple[int, int, int, int]
+Boxes = tuple[tuple[str, Box], ...]
 
 
 @dataclass(frozen=True)
 class SceneTruth:
-    """Ground truth of a split: ``objects`` by image id; ``boxes`` (role, (x, y, w, h)) by question id."""
+    """Ground truth of a split.
 
-    objects: dict[int, tuple[SceneObject, ...]]
-    boxes: dict[int, tuple[tuple[str, Box], ...]]
+    Attributes:
+        objects: By image id.
+        boxes: What a question is about, (role, (x, y, width, height)), by id of the question.
+        second_boxes: The same in the right one of two images; ``boxes`` are then those in the left one.
+    """
+
+    objects: dict[SampleId, tuple[SceneObject, ...]]
+    boxes: dict[SampleId, Boxes]
+    second_boxes: dict[SampleId, Boxes]
 
 
 def read_truth(folder: Path, split: str) -> SceneTruth:
@@ -35,10 +45,17 @@ def read_truth(folder: Path, split: str) -> SceneTruth:
             )
             for image in content["images"]
         }
-        boxes = {
-            question["question_id"]: tuple((box["role"], tuple(box["box"])) for box in question["boxes"])
-            for question in content["questions"]
-        }
+        boxes, second_boxes = (_boxes(content["questions"], position) for position in (0, 1))
     except (KeyError, TypeError) as error:
         raise UserError(f"not a ground truth file of the scenes ({error!r})", where=str(path)) from error
-    return SceneTruth(objects, boxes)
+    return SceneTruth(objects, boxes, second_boxes)
+
+
+def _boxes(questions: list[dict[str, Any]], position: int) -> dict[SampleId, Boxes]:
+    """Boxes in the first or second image, by id of the question."""
+    return {
+        question["question_id"]: tuple(
+            (box["role"], tuple(box["box"])) for box in question["boxes"] if box.get("image", 0) == position
+        )
+        for question in questions
+    }

@@ -1,7 +1,7 @@
 """A scene: objects on a grid of cells, and how one is drawn at random.
 
 A ``Scene`` is the whole truth about an image. The picture (``render``) and everything said about it
-(``questions``; later statements, hypotheses, captions) are functions of it.
+(``questions``, ``statements``, ``hypotheses``, ``captions``) are functions of it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import random
 from dataclasses import dataclass
 
 from smarttrim_cli.data.scenes.options import Options
+
+DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+"""Words for a direction, with its step in rows and columns."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,12 @@ class Scene:
         """Index of the object in the cell that many steps away from object ``index``, if there is one."""
         place = (self.objects[index].row + row_step, self.objects[index].col + col_step)
         return next((i for i, other in enumerate(self.objects) if (other.row, other.col) == place), None)
+
+    def lies(self, words: str, index: int, other: int) -> int:
+        """How many cells object ``index`` lies in a direction from another one; negative: the other way."""
+        row_step, col_step = DIRECTIONS[words]
+        one, two = self.objects[index], self.objects[other]
+        return (one.row - two.row) * row_step + (one.col - two.col) * col_step
 
 
 def sample_scene(rng: random.Random, options: Options) -> Scene:

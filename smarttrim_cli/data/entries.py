@@ -1,0 +1,159 @@
+"""From an entry of one's own data (a JSON line, a row of a table) to a sample of a task.
+
+``KEYS`` is the one place that says what an entry has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from smarttrim_cli.data.files import field, texts
+from smarttrim_cli.data.samples import (
+    ENTAILMENT,
+    CaptionedImage,
+    EntailmentSample,
+    ImageSource,
+    Sample,
+    SampleId,
+    StatementSample,
+    VqaSample,
+)
+from smarttrim_cli.data.splits import unlabelled
+from smarttrim_cli.errors import UserError
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "vqa": ("question", "answer", "answers", "image_id", "question_type", "answer_type", "type", "id"),
+    "nlvr2": ("statement", "label", "id"),
+    "snli_ve": ("hypothesis", "label", "id"),
+    "retrieval": ("captions", "id"),
+    "captioning": ("captions", "type", "id"),
+}
+"""Keys of an entry per task, but for its images (``image``; ``images``, two, for nlvr2)."""
+_ANNOTATORS = 10
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry before it is checked.
+
+    Attributes:
+        values: What it holds under the names of ``KEYS``.
+        images: Its images, in order.
+        id: Its id where it names none.
+        where: Its place, for errors.
+        split: The split it is in.
+        labelled: Whether it has to have annotations.
+    """
+
+    values: Mapping[str, Any]
+    images: tuple[ImageSource, ...]
+    id: SampleId
+    where: str
+    split: str
+    labelled: bool
+
+
+def images_per_sample(task: str) -> int:
+    """Two for statements about pairs, else one."""
+    return 2 if task == "nlvr2" else 1
+
+
+def to_sample(task: str, entry: Entry) -> Sample:
+    """The sample of an entry.
+
+    Raises:
+        UserError: A key is missing or has a value of the wrong kind.
+    """
+    makers: dict[str, Callable[[Entry], Sample]] = {
+        "vqa": _question,
+        "nlvr2": _statement,
+        "snli_ve": _hypothesis,
+        "retrieval": lambda entry: _captioned(replace(entry, labelled=True)),
+        "captioning": _captioned,
+    }
+    return makers[task](entry)
+
+
+def _question(entry: Entry) -> VqaSample:
+    values = entry.values
+    answers = _answers(entry)
+    kind = _optional_text(entry, "type")
+    major = Counter(answers).most_common(1)[0][0] if answers else None
+    return VqaSample(
+        id=_id(entry),
+        images=entry.images,
+        text=_text(entry, "question"),
+        image_id=values.get("image_id") or str(entry.images[0]),
+        answers=answers,
+        question_type=_optional_text(entry, "question_type") or kind,
+        answer_type=_optional_text(entry, "answer_type") or kind,
+        major_answer=_optional_text(entry, "answer") or major,
+    )
+
+
+def _statement(entry: Entry) -> StatementSample:
+    text = _text(entry, "statement")
+    label = _annotation(entry, "label")
+    if label is not None and str(label).lower() not in ("true", "false"):
+        raise UserError(f"label is {label!r}, not true or false", where=entry.where)
+    truth = None if label is None else str(label).lower() == "true"
+    return StatementSample(id=_id(entry), images=entry.images, text=text, label=truth, statement=text)
+
+
+def _hypothesis(entry: Entry) -> EntailmentSample:
+    label = _annotation(entry, "label")
+    if label is not None and label not in ENTAILMENT:
+        raise UserError(f"label is {label!r}, not one of {', '.join(ENTAILMENT)}", where=entry.where)
+    return EntailmentSample(id=_id(entry), images=entry.images, text=_text(entry, "hypothesis"), label=label)
+
+
+def _captioned(entry: Entry) -> CaptionedImage:
+    """An image with captions; without them only where they are to be written."""
+    given = _annotation(entry, "captions")
+    captions = () if given is None else texts(dict(entry.values), "captions", entry.where)
+    return CaptionedImage(
+        id=_id(entry), images=entry.images, captions=captions, type=_optional_text(entry, "type")
+    )
+
+
+def _answers(entry: Entry) -> tuple[str, ...] | None:
+    """Answers of all annotators; a single answer stands for ten equal ones.
+
+    Besides a list of texts, the layout of VQA v2 is taken: a list of objects, each with ``answer``.
+    """
+    if entry.values.get("answers") is None:
+        answer = _annotation(entry, "answer")
+        return None if answer is None else (_text(entry, "answer"),) * _ANNOTATORS
+    given = entry.values["answers"]
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        given = [one.get("answer") if isinstance(one, Mapping) else one for one in given]
+    answers = texts({"answers": given}, "answers", entry.where)
+    return answers * _ANNOTATORS if len(answers) == 1 else answers
+
+
+def _annotation(entry: Entry, key: str) -> Any:
+    """The value of a key that entries without annotations lack."""
+    value = entry.values.get(key)
+    if value is None and entry.labelled:
+        raise unlabelled(entry.split, "samples", key, entry.where)
+    return value
+
+
+def _text(entry: Entry, key: str) -> str:
+    return str(field(dict(entry.values), key, str, entry.where))
+
+
+def _optional_text(entry: Entry, key: str) -> str | None:
+    return None if entry.values.get(key) is None else _text(entry, key)
+
+
+def _id(entry: Entry) -> SampleId:
+    value = entry.values.get("id")
+    if value is None:
+        return entry.id
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        raise UserError(f"id is {value!r}, not a number or a text", where=entry.where)
+    return value

@@ -1,0 +1,247 @@
+"""Reader of Hugging Face data sets on disk, for any task; the package ``datasets`` is an optional extra.
+
+A data folder is one of
+
+- what ``save_to_disk`` wrote, of a ``DatasetDict`` or a ``Dataset``;
+- parquet files as on the hub: ``train-00000-of-00002.parquet`` (also in ``data/``), ``train.parquet``, or
+  ``train/*.parquet``;
+- image folders: ``train/metadata.jsonl`` (or ``.csv``) beside the images.
+
+Columns have the names of :data:`smarttrim_cli.data.entries.KEYS`, or ``columns`` says what they are called.
+No code that comes with data is run: there are no loading scripts, only files in these formats.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from smarttrim_cli.data.entries import KEYS, Entry, images_per_sample, to_sample
+from smarttrim_cli.data.files import read_json
+from smarttrim_cli.data.samples import EmbeddedImage, ImageSource, Sample
+from smarttrim_cli.data.splits import Log, file_names, joins_splits, unknown_split
+from smarttrim_cli.errors import UserError
+
+TASKS = tuple(KEYS)
+_SHARD = re.compile(r"(.+?)(-\d+-of-\d+)?\.parquet")
+_METADATA = ("metadata.jsonl", "metadata.csv")
+_BATCH = 1000
+_COLUMN_KEYS = ("image", "images", *sorted({key for keys in KEYS.values() for key in keys}))
+
+
+class Options(BaseModel):
+    """Where the data are, and what their columns are called."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data_dir: str = Field(description="folder of save_to_disk, of parquet files, or of image folders")
+    columns: dict[str, str | list[str]] = Field(
+        default={},
+        description="column of each key, where it is called otherwise: {image: img, question: text}; "
+        "images: [left, right] for pairs in two columns",
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _keys_are_known(cls, columns: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+        for key, column in columns.items():
+            if key not in _COLUMN_KEYS:
+                raise ValueError(f"unknown key {key!r}; keys are {', '.join(_COLUMN_KEYS)}")
+            if isinstance(column, list) and (key != "images" or len(column) != 2):
+                raise ValueError(f"{key}: only images can be a list of columns, of two")
+        return columns
+
+
+@joins_splits
+def read(options: Options, task: str, split: str, *, labelled: bool, log: Log = print) -> list[Sample]:
+    """Samples of a split; images are decoded when they are needed.
+
+    Args:
+        options: Where the data are.
+        task: One of ``TASKS``.
+        split: Name of a split.
+        labelled: Whether a row without answer, label or captions is an error.
+        log: Unused.
+
+    Raises:
+        UserError: ``datasets`` is not installed, the split or a column is missing, or a row has wrong values.
+    """
+    folder = Path(options.data_dir)
+    sources = _sources(folder)
+    if split not in sources:
+        raise unknown_split(split, "samples", sources, folder, "data in a known format")
+    place = f"{folder}, split {split}"
+    table = _loaded(sources[split], place)
+    columns = _image_columns(table, options, task, place)
+    images = _images(table, columns, images_per_sample(task), folder, place)
+    values = _rows(table, _value_columns(table, options, task, place))
+    return [
+        to_sample(task, Entry(entry, found, f"{split}:{row}", f"{place}, row {row}", split, labelled))
+        for row, (entry, found) in enumerate(zip(values, images, strict=True))
+    ]
+
+
+def splits(options: Options, task: str) -> list[str]:
+    """Names of the splits."""
+    return list(_sources(Path(options.data_dir)))
+
+
+def _sources(folder: Path) -> dict[str, Callable[[Any], Any]]:
+    """How to load each split, given the package ``datasets``."""
+    names = file_names(folder)
+    if "dataset_dict.json" in names:
+        path = folder / "dataset_dict.json"
+        content = read_json(path)
+        listed = content.get("splits") if isinstance(content, dict) else None
+        if not isinstance(listed, list):
+            raise UserError("no list of splits", where=str(path))
+        return {str(name): _saved(folder / str(name)) for name in listed}
+    if "state.json" in names:
+        state = read_json(folder / "state.json")
+        return {str((state.get("_split") if isinstance(state, dict) else None) or "train"): _saved(folder)}
+    return _parquet(folder) or _image_folders(folder)
+
+
+def _saved(folder: Path) -> Callable[[Any], Any]:
+    return lambda datasets: datasets.load_from_disk(str(folder))
+
+
+def _parquet(folder: Path) -> dict[str, Callable[[Any], Any]]:
+    files: dict[str, list[str]] = {}
+    for path in sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]):
+        found = _SHARD.fullmatch(path.name)
+        named = path.parent in (folder, folder / "data")
+        if found:
+            files.setdefault(found[1] if named else path.parent.name, []).append(str(path))
+    return {split: _of_builder("parquet", data_files=paths) for split, paths in files.items()}
+
+
+def _image_folders(folder: Path) -> dict[str, Callable[[Any], Any]]:
+    parts = [path for path in sorted(folder.iterdir()) if any((path / name).is_file() for name in _METADATA)]
+    found = {path.name: path for path in parts}
+    if any((folder / name).is_file() for name in _METADATA):
+        found = {"train": folder}
+    return {
+        split: _of_builder("imagefolder", data_dir=str(path), drop_labels=True)
+        for split, path in found.items()
+    }
+
+
+def _of_builder(builder: str, **arguments: Any) -> Callable[[Any], Any]:
+    return lambda datasets: datasets.load_dataset(builder, split="train", **arguments)
+
+
+def _loaded(source: Callable[[Any], Any], place: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            "Hugging Face data sets need the package datasets, which is not installed",
+            where="task.data.name",
+            hint="pip install 'smarttrim-cli[datasets]'",
+        ) from error
+    try:
+        return source(datasets)
+    except Exception as error:  # the package has exceptions of its own, of pyarrow and of fsspec
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"cannot be read: {reason}", where=place) from error
+
+
+def _image_columns(table: Any, options: Options, task: str, place: str) -> list[str]:
+    """The column of images: one for single images and lists of two, two for pairs in two columns."""
+    key = "image" if images_per_sample(task) == 1 else "images"
+    named = options.columns.get(key, key)
+    columns = [named] if isinstance(named, str) else named
+    for column in columns:
+        _refuse_missing(table, key, column, place)
+    return columns
+
+
+def _value_columns(table: Any, options: Options, task: str, place: str) -> dict[str, str]:
+    """Column of each key that the table has."""
+    found = {}
+    for key in KEYS[task]:
+        column = str(options.columns.get(key, key))
+        if key in options.columns:
+            _refuse_missing(table, key, column, place)
+        if column in table.column_names:
+            found[key] = column
+    _refuse_missing(table, KEYS[task][0], found.get(KEYS[task][0], KEYS[task][0]), place)
+    return found
+
+
+def _refuse_missing(table: Any, key: str, column: str, place: str) -> None:
+    if column not in table.column_names:
+        raise UserError(
+            f"no column {column!r} (key {key})",
+            where=place,
+            hint=f"columns there: {', '.join(table.column_names)}; task.data.columns says which is which",
+        )
+
+
+class _Cells:
+    """Rows of some columns as plain values: images stay the bytes and paths that they are stored as."""
+
+    def __init__(self, table: Any, columns: list[str]) -> None:
+        self.table = table.select_columns(columns).with_format("arrow")
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        values: dict[str, Any] = self.table[row].to_pylist()[0]
+        return values
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.table.iter(_BATCH):
+            yield from batch.to_pylist()
+
+
+def _rows(table: Any, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Values of each row by key, classes by their names."""
+    names = {key: getattr(table.features[column], "names", None) for key, column in columns.items()}
+    for row in _Cells(table, sorted(set(columns.values()))):
+        yield {key: _named(row[column], names[key]) for key, column in columns.items()}
+
+
+def _named(value: Any, names: list[str] | None) -> Any:
+    """The name of a class; None for -1, which stands for no label."""
+    if names is None or not isinstance(value, int):
+        return value
+    return names[value] if value >= 0 else None
+
+
+def _images(
+    table: Any, columns: list[str], number: int, folder: Path, place: str
+) -> Iterator[tuple[ImageSource, ...]]:
+    """Images of each row: inside the table, or files whose paths are in it."""
+    cells = _Cells(table, columns)
+    if number > len(columns):
+        _refuse_other_lengths(cells, columns[0], number, place)
+        spots: list[tuple[str, int | None]] = [(columns[0], position) for position in range(number)]
+    else:
+        spots = [(column, None) for column in columns]
+    paths = all(_is_text(table.features[column]) for column in columns)
+    for row in range(len(table)):
+        if paths:
+            values = [cells[row][column] for column in columns]
+            yield tuple(folder / name for name in (values if number == len(columns) else values[0]))
+        else:
+            yield tuple(EmbeddedImage(cells, row, column, place, spot) for column, spot in spots)
+
+
+def _is_text(feature: Any) -> bool:
+    """Whether a column holds texts, or lists of texts."""
+    return getattr(getattr(feature, "feature", feature), "dtype", None) in ("string", "large_string")
+
+
+def _refuse_other_lengths(cells: _Cells, column: str, number: int, place: str) -> None:
+    import pyarrow.compute as pc
+
+    row = 0
+    for batch in cells.table.iter(_BATCH):
+        for length in pc.list_value_length(batch[column]).to_pylist():
+            if length != number:
+                raise UserError(f"{column} has {length} images, not {number}", where=f"{place}, row {row}")
+            row += 1

@@ -1,0 +1,101 @@
+"""What the readers of data sets return, one class per kind of task.
+
+All have ``id`` (unique in its split), ``images`` and ``text``; what comes from annotations is None (or empty)
+where a split has none. An image is a path, or anything with ``open() -> PIL.Image`` and a readable ``str``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+SampleId = int | str
+ENTAILMENT = ("contradiction", "neutral", "entailment")
+"""Classes of visual entailment in the order of their indices (``label2id`` of METER's ``write_snli.py``)."""
+
+
+class EmbeddedImage:
+    """An image inside a table (a Hugging Face data set), decoded when it is opened.
+
+    A cell is a picture, the bytes of an image file, ``{bytes, path}`` (how such tables store images), or a
+    list of these, in which ``position`` counts.
+    """
+
+    def __init__(self, table: Any, row: int, column: str, where: str, position: int | None = None) -> None:
+        self.table, self.row, self.column, self.where = table, row, column, where
+        self.position = position
+
+    def open(self) -> Image.Image:
+        """Decode it."""
+        cell = self.table[self.row][self.column]
+        if self.position is not None:
+            cell = cell[self.position]
+        if isinstance(cell, Image.Image):
+            return cell
+        if isinstance(cell, Mapping):
+            cell = cell["path"] if cell.get("bytes") is None else cell["bytes"]
+        return Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell)
+
+    def __str__(self) -> str:
+        """Where it is."""
+        return f"{self.where}, row {self.row}, column {self.column}"
+
+
+ImageSource = Path | EmbeddedImage
+
+
+@dataclass(frozen=True)
+class VqaSample:
+    """A question about an image, with the answers of its annotators."""
+
+    id: SampleId
+    images: tuple[ImageSource, ...]
+    text: str
+    image_id: SampleId
+    answers: tuple[str, ...] | None = None
+    question_type: str | None = None
+    answer_type: str | None = None
+    major_answer: str | None = None
+
+
+@dataclass(frozen=True)
+class StatementSample:
+    """A statement about two images (left, right) that is true or false.
+
+    ``statement`` identifies the sentence among several pairs of images, for consistency.
+    """
+
+    id: SampleId
+    images: tuple[ImageSource, ...]
+    text: str
+    label: bool | None = None
+    statement: str | None = None
+
+
+@dataclass(frozen=True)
+class EntailmentSample:
+    """A hypothesis about an image; ``label`` is one of ``ENTAILMENT``."""
+
+    id: SampleId
+    images: tuple[ImageSource, ...]
+    text: str
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """An image with its captions; ``text`` is empty. ``type`` is a domain to report by (NoCaps), or None."""
+
+    id: SampleId
+    images: tuple[ImageSource, ...]
+    captions: tuple[str, ...] = ()
+    text: str = ""
+    type: str | None = None
+
+
+Sample = VqaSample | StatementSample | EntailmentSample | CaptionedImage

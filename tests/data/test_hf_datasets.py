@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from smarttrim_cli.data.hf_datasets import TASKS, Options, read, splits
+from smarttrim_cli.data.images import BadSample, load_rgb
+from smarttrim_cli.data.samples import EmbeddedImage, Sample, StatementSample, VqaSample
+from smarttrim_cli.errors import UserError
+
+datasets = pytest.importorskip("datasets")
+GREYS = (10, 20, 30)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
+    datasets.disable_progress_bars()
+
+
+def pictures() -> list[Image.Image]:
+    return [Image.new("RGB", (4, 4), (grey,) * 3) for grey in GREYS]
+
+
+def questions() -> Any:
+    """As VQA v2 is offered on the hub."""
+    answers = [[{"answer": word, "answer_id": n} for n in range(10)] for word in ("red", "two", "yes")]
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "question": datasets.Value("string"),
+            "question_id": datasets.Value("int64"),
+            "answers": datasets.List(
+                {"answer": datasets.Value("string"), "answer_id": datasets.Value("int64")}
+            ),
+            "answer_type": datasets.Value("string"),
+        }
+    )
+    content = {
+        "image": pictures(),
+        "question": ["what color?", "how many?", "is it?"],
+        "question_id": [7, 8, 9],
+        "answers": answers,
+        "answer_type": ["other", "number", "yes/no"],
+    }
+    return datasets.Dataset.from_dict(content, features=features)
+
+
+def grey(image: Any) -> int:
+    value = load_rgb(image, sample_id=1).getpixel((0, 0))
+    assert isinstance(value, tuple)
+    return int(value[0])
+
+
+def save_dict(folder: Path) -> None:
+    datasets.DatasetDict({"train": questions(), "validation": questions()}).save_to_disk(str(folder))
+
+
+def save_shards(folder: Path) -> None:
+    (folder / "data").mkdir(parents=True)
+    for number, rows in enumerate([[0, 1], [2]]):
+        questions().select(rows).to_parquet(str(folder / "data" / f"train-0000{number}-of-00002.parquet"))
+    questions().to_parquet(str(folder / "data" / "validation-00000-of-00001.parquet"))
+
+
+def save_files(folder: Path) -> None:
+    folder.mkdir()
+    for split in ("train", "validation"):
+        questions().to_parquet(str(folder / f"{split}.parquet"))
+
+
+def save_folders(folder: Path) -> None:
+    for split in ("train", "validation"):
+        (folder / split).mkdir(parents=True)
+        questions().to_parquet(str(folder / split / "0.parquet"))
+
+
+@pytest.mark.parametrize("save", [save_dict, save_shards, save_files, save_folders])
+def test_formats_on_disk(tmp_path: Path, save: Callable[[Path], None]) -> None:
+    save(tmp_path / "data set")
+    options = Options(data_dir=str(tmp_path / "data set"), columns={"id": "question_id"})
+    assert splits(options, "vqa") == ["train", "validation"]
+    found = read(options, "vqa", "train", labelled=True)
+    assert [grey(sample.images[0]) for sample in found] == list(GREYS)
+    first = found[0]
+    assert isinstance(first, VqaSample)
+    assert (first.id, first.text, first.answers) == (7, "what color?", ("red",) * 10)
+    assert (first.major_answer, first.answer_type, first.question_type) == ("red", "other", None)
+    with pytest.raises(UserError, match="no samples for split test\n.*there: train, validation"):
+        read(options, "vqa", "test", labelled=True)
+
+
+def test_a_single_data_set_is_split_train(tmp_path: Path) -> None:
+    questions().save_to_disk(str(tmp_path))
+    options = Options(data_dir=str(tmp_path))
+    assert splits(options, "vqa") == ["train"]
+    assert [sample.id for sample in read(options, "vqa", "train", labelled=True)] == [
+        "train:0",
+        "train:1",
+        "train:2",
+    ]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_image_folder(tmp_path: Path, split: str) -> None:
+    folder = tmp_path if split == "train" else tmp_path / split
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for number, picture in enumerate(pictures()):
+        picture.save(folder / f"{number}.png")
+        lines.append(json.dumps({"file_name": f"{number}.png", "text": [f"caption {number}"]}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    options = Options(data_dir=str(tmp_path), columns={"captions": "text"})
+    assert splits(options, "retrieval") == [split]
+    found = read(options, "retrieval", split, labelled=True)
+    assert [(grey(sample.images[0]), sample.captions) for sample in found] == [  # type: ignore[union-attr]
+        (value, (f"caption {number}",)) for number, value in enumerate(GREYS)
+    ]
+
+
+def pairs(label: Any, labels: list[Any], **columns: Any) -> Any:
+    features = {name: feature for name, (feature, _) in columns.items()}
+    content = {name: values for name, (_, values) in columns.items()}
+    return datasets.Dataset.from_dict(
+        {**content, "statement": ["a", "b", "c"], "label": labels},
+        features=datasets.Features({**features, "statement": datasets.Value("string"), "label": label}),
+    )
+
+
+def test_pairs_in_two_columns_with_classes_by_name(tmp_path: Path) -> None:
+    image = datasets.Image()
+    classes = datasets.ClassLabel(names=["True", "False"])
+    pairs(classes, [0, 1, -1], left=(image, pictures()), right=(image, pictures()[::-1])).save_to_disk(
+        str(tmp_path)
+    )
+    options = Options(data_dir=str(tmp_path), columns={"images": ["left", "right"]})
+    found = read(options, "nlvr2", "train", labelled=False)
+    assert [sample.label for sample in found] == [True, False, None]  # type: ignore[union-attr]
+    assert [[grey(image) for image in sample.images] for sample in found] == [[10, 30], [20, 20], [30, 10]]
+
+
+def test_pairs_in_a_list(tmp_path: Path) -> None:
+    lists = [[picture, pictures()[0]] for picture in pictures()]
+    images = (datasets.List(datasets.Image()), lists)
+    pairs(datasets.Value("bool"), [True, False, True], images=images).save_to_disk(str(tmp_path / "good"))
+    found = read(Options(data_dir=str(tmp_path / "good")), "nlvr2", "train", labelled=True)
+    assert isinstance(found[0], StatementSample) and found[0].label is True
+    assert [[grey(image) for image in sample.images] for sample in found] == [[10, 10], [20, 10], [30, 10]]
+    lists[1].append(lists[0][0])
+    pairs(datasets.Value("bool"), [True] * 3, images=images).save_to_disk(str(tmp_path / "bad"))
+    with pytest.raises(UserError, match="row 1: images has 3 images, not 2"):
+        read(Options(data_dir=str(tmp_path / "bad")), "nlvr2", "train", labelled=True)
+
+
+def table(tmp_path: Path, **columns: list[Any]) -> Options:
+    datasets.Dataset.from_dict(columns).save_to_disk(str(tmp_path))
+    return Options(data_dir=str(tmp_path))
+
+
+def test_images_as_paths_and_as_bytes(tmp_path: Path) -> None:
+    hypotheses = {"hypothesis": ["x"], "label": ["neutral"]}
+    (sample,) = read(table(tmp_path / "p", image=["a.png"], **hypotheses), "snli_ve", "train", labelled=True)
+    assert sample.images == (tmp_path / "p" / "a.png",)
+    data = io.BytesIO()
+    pictures()[1].save(data, "PNG")
+    options = table(tmp_path / "b", image=[data.getvalue()], **hypotheses)
+    (sample,) = read(options, "snli_ve", "train", labelled=True)
+    assert grey(sample.images[0]) == 20
+
+
+def test_broken_image_names_sample_and_place(tmp_path: Path) -> None:
+    options = table(tmp_path, image=[b"\x89PNG broken"], captions=[["a cat"]], id=["seven"])
+    (sample,) = read(options, "captioning", "train", labelled=True)
+    with pytest.raises(BadSample, match="sample seven, .*split train, row 0, column image: .*not an image"):
+        load_rgb(sample.images[0], sample_id=sample.id)
+
+
+def test_images_travel_to_worker_processes(tmp_path: Path) -> None:
+    questions().save_to_disk(str(tmp_path))
+    samples: list[Sample] = read(Options(data_dir=str(tmp_path)), "vqa", "train", labelled=True)
+    copy = pickle.loads(pickle.dumps(samples[2].images[0]))
+    assert isinstance(copy, EmbeddedImage) and grey(copy) == 30
+
+
+def test_wrong_columns_and_values(tmp_path: Path) -> None:
+    options = table(tmp_path, image=["a.png", "b.png"], hypothesis=["x", "y"], label=["neutral", "no"])
+    with pytest.raises(UserError, match="split train, row 1: label is 'no', not one of"):
+        read(options, "snli_ve", "train", labelled=True)
+    with pytest.raises(UserError, match=r"no column 'question' \(key question\)\n.*image, hypothesis, label"):
+        read(options, "vqa", "train", labelled=True)
+    other = Options(data_dir=str(tmp_path), columns={"hypothesis": "text"})
+    with pytest.raises(UserError, match=r"no column 'text' \(key hypothesis\)"):
+        read(other, "snli_ve", "train", labelled=True)
+    with pytest.raises(UserError, match="row 0: split train has samples but no label"):
+        read(table(tmp_path / "u", image=["a"], hypothesis=["x"]), "snli_ve", "train", labelled=True)
+    with pytest.raises(ValidationError, match="unknown key 'picture'"):
+        Options(data_dir="x", columns={"picture": "img"})
+    with pytest.raises(ValidationError, match="only images can be a list of columns"):
+        Options(data_dir="x", columns={"image": ["a", "b"]})
+
+
+def test_damaged_folders(tmp_path: Path) -> None:
+    options = Options(data_dir=str(tmp_path))
+    with pytest.raises(UserError, match="It has no data in a known format"):
+        read(options, "vqa", "train", labelled=True)
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(UserError, match="split train: cannot be read: "):
+        read(options, "vqa", "train", labelled=True)
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["val"]}')
+    with pytest.raises(UserError, match="split val: cannot be read: "):
+        read(options, "vqa", "val", labelled=True)
+    (tmp_path / "dataset_dict.json").write_text("[]")
+    with pytest.raises(UserError, match=r"dataset_dict\.json: no list of splits"):
+        splits(options, "vqa")
+
+
+def test_a_script_in_the_folder_is_not_run(tmp_path: Path) -> None:
+    save_files(tmp_path / "vqa")
+    (tmp_path / "vqa" / "vqa.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n1 / 0\n")
+    assert len(read(Options(data_dir=str(tmp_path / "vqa")), "vqa", "train", labelled=True)) == 3
+    assert not (tmp_path / "ran").exists()
+
+
+def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_files(tmp_path / "vqa")
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "datasets":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=r"not installed\n  pip install 'smarttrim-cli\[datasets\]'"):
+        read(Options(data_dir=str(tmp_path / "vqa")), "vqa", "train", labelled=True)
+    assert set(TASKS) == {"vqa", "nlvr2", "snli_ve", "retrieval", "captioning"}
