@@ -32,7 +32,7 @@ class _Output(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)  # type: ignore[no-any-return]
+        return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
 
 
 class _Intermediate(nn.Module):
@@ -86,7 +86,7 @@ class CoAttentionLayer(nn.Module):
         """One modality (B, N, D) attends to itself and to the other, (B, M, D)."""
         hidden, _ = self.attention(hidden, mask)
         hidden, _ = self.crossattention(hidden, memory_mask, memory)
-        return self.output(self.intermediate(hidden), hidden)  # type: ignore[no-any-return]
+        return self.output(self.intermediate(hidden), hidden)
 
 
 class Pooler(nn.Module):
@@ -97,4 +97,4 @@ class Pooler(nn.Module):
         self.dense = nn.Linear(width, width)
 
     def forward(self, cls_BD: Tensor) -> Tensor:
-        return self.dense(cls_BD).tanh()  # type: ignore[no-any-return]
+        return self.dense(cls_BD).tanh()

@@ -1,0 +1,81 @@
+"""METER's recipe section; the defaults are METER-base: CLIP ViT-B/16 without its last block, RoBERTa-base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class VisionOptions(BaseModel):
+    """The vision encoder."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str = Field(
+        default="vit_base_patch16_clip_quickgelu_224",
+        description="name of a timm VisionTransformer, or of a Swin Transformer (swin_*)",
+    )
+    args: dict[str, Any] = Field(
+        default={"depth": 11},
+        description="arguments of timm.create_model, e.g. depth; none by default for a Swin Transformer",
+    )
+    sincos_pos_embed: bool = Field(
+        default=False, description="start from 2-d sine-cosine position embeddings"
+    )
+    initializer_range: float | None = Field(
+        default=None,
+        gt=0,
+        description="standard deviation of new linear weights; null leaves timm's initialisation",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_depth_for_swin(cls, section: Any) -> Any:
+        if isinstance(section, dict) and str(section.get("model", "")).startswith("swin"):
+            return {"args": {}, **section}
+        return section
+
+
+class TextOptions(BaseModel):
+    """The text encoder."""
+
+    model_config = ConfigDict(extra="forbid")
+    model_type: str = Field(default="roberta", description="Hugging Face model type of the BERT family")
+    config: dict[str, Any] = Field(
+        default={
+            "max_position_embeddings": 514,
+            "type_vocab_size": 1,
+            "vocab_size": 50265,
+            "layer_norm_eps": 1e-5,
+        },
+        description="settings of its configuration class",
+    )
+
+
+class Options(BaseModel):
+    """Recipe section of this backbone; the defaults are METER-base (CLIP ViT-B/16 and RoBERTa-base)."""
+
+    model_config = ConfigDict(extra="forbid")
+    checkpoint: str | None = Field(
+        default=None,
+        description="weights to start from: an official METER checkpoint (.ckpt, or .safetensors with its "
+        "names), a model folder, or builtin:NAME for one shipped with the package",
+    )
+    tokenizer: str = Field(
+        default="roberta-base",
+        description="Hugging Face tokenizer, name or folder; train: a word-level one from the training texts",
+    )
+    max_text_length: int = Field(default=50, ge=3, description="longer texts are cut to so many tokens")
+    image_size: int = Field(default=288, ge=8, description="height and width of the input image, pixels")
+    vision: VisionOptions = Field(default=VisionOptions())
+    text: TextOptions = Field(default=TextOptions())
+    hidden_size: int = Field(default=768, ge=1, description="width of the co-attention layers")
+    num_attention_heads: int = Field(default=12, ge=1, description="heads of the co-attention layers")
+    intermediate_size: int = Field(
+        default=3072, ge=1, description="feed-forward width of the co-attention layers"
+    )
+    num_cross_layers: int = Field(default=6, ge=1, description="number of co-attention layers per modality")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout of the co-attention layers")
+    initializer_range: float = Field(
+        default=0.02, gt=0, description="standard deviation of new weights; narrow models need more than 0.02"
+    )
