@@ -1,7 +1,8 @@
 """What the engine asks of a task.
 
-A task file has ``Options`` (its recipe section) and ``build(options, log) -> Task``. A new task is one new
-file.
+A task file has ``FORM`` (the form of backbone it needs, see :mod:`smarttrim_cli.forms`), ``Options`` (its
+recipe section) and ``build(options, log, style) -> Task``, where ``style`` is how the backbone answers in
+that form: it classifies, matches or generates. A new task is one new file.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.forms import Form
 
 
 class EmptyBatch(UserError):
@@ -35,7 +38,8 @@ class Batch:
     """A collated batch.
 
     Attributes:
-        inputs: Keyword arguments of the backbone's forward; tensors whose first dimension is B.
+        inputs: Keyword arguments of the backbone's forward; tensors whose first dimension is B (but for
+            candidates that all instances share).
         instance_ids: (B,) integers that identify the instances.
         targets: Whatever the task's loss needs, tensors with first dimension B.
         samples: The samples themselves.
@@ -55,6 +59,7 @@ class Task(Protocol):
     """A task with its data."""
 
     metric: str
+    form_name: str
 
     def split_name(self, role: str) -> str:
         """Name of the data split that plays a role (``train``, ``eval``, ``test``, ``calibration``)."""
@@ -62,6 +67,17 @@ class Task(Protocol):
 
     def texts(self, split: str) -> list[str]:
         """All texts of a split, for training a tokenizer."""
+        ...
+
+    def questions(self, split: str) -> list[str]:
+        """What the backbone reads, a text per instance; empty where that is always the same."""
+        ...
+
+    def questions(self, split: str) -> list[str]:
+        """What the backbone reads, a text per instance, for the mean length that costs are predicted for.
+
+        Empty where that is always the same.
+        """
         ...
 
     def prepare_labels(self, folder: Path | None) -> None:
@@ -73,8 +89,8 @@ class Task(Protocol):
         ...
 
     @property
-    def num_labels(self) -> int:
-        """Width of the backbone's classification head."""
+    def form(self) -> Form:
+        """What the backbone has to be; known once the labels are."""
         ...
 
     def dataset(
@@ -83,27 +99,45 @@ class Task(Protocol):
         """Samples of a split, decoded; ``limit`` takes so many, spread evenly."""
         ...
 
-    def collate(self, items: Sequence[Any], processor: Processor) -> Batch:
-        """Items of the data set to a batch.
+    def collate(self, items: Sequence[Any], processor: Processor, training: bool = False) -> Batch:
+        """Items of the data set to a batch; for training with what the loss needs, else for prediction.
 
         Raises:
             EmptyBatch: None of them can be used.
         """
         ...
 
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Task loss, a scalar: mean over instances."""
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        """Task loss, a scalar: mean over instances. ``output`` is the backbone's for a training batch."""
+        ...
+
+    def logits(self, output: Any, batch: Batch) -> Tensor:
+        """The distributions in a training output that self-distillation compares, (n, C)."""
         ...
 
     def auxiliary(self, backbone: nn.Module, processor: Processor) -> nn.Module | None:
         """Losses in place of the task loss, to train from scratch: ``module(batch, progress)``; or None."""
         ...
 
-    def predict(self, logits: Tensor, batch: Batch) -> list[Record]:
+    def predict(self, output: Any, batch: Batch, processor: Processor) -> list[Record]:
         """Predictions of a batch, scored where there is a reference."""
         ...
 
-    def answer(self, logits: Tensor) -> list[tuple[str, float]]:
+    def finish(self, records: list[Record]) -> list[Record]:
+        """Records of a whole split, once all batches are predicted: where scores need all of them."""
+        ...
+
+    def summarize(self, records: Sequence[Record]) -> dict[str, Any]:
+        """Metrics of a split: ``<metric>``, ``<metric>_se``, ``count``; without references the last."""
+        ...
+
+    def inputs(
+        self, images: Sequence[Image.Image], texts: Sequence[str], processor: Processor
+    ) -> dict[str, Tensor]:
+        """Backbone inputs for pictures and texts of the user's own: one text per instance."""
+        ...
+
+    def answer(self, output: Any, processor: Processor) -> list[tuple[str, float]]:
         """Predictions without references, each with the model's confidence in 0..1."""
         ...
 

@@ -28,16 +28,19 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from smarttrim_cli import registry
-from smarttrim_cli.data.images import load_rgb
 from smarttrim_cli.data.processor import Processor
+from smarttrim_cli.data.samples import VqaSample
 from smarttrim_cli.data.scenes.options import PALETTE, SHAPES, SIZES
 from smarttrim_cli.data.scenes.truth import Box, SceneTruth, read_truth
 from smarttrim_cli.data.scenes.world import SceneObject
-from smarttrim_cli.data.vqa_v2 import VqaSample
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.forms import CLASSIFIES
 from smarttrim_cli.tasks import vqa
+from smarttrim_cli.tasks._data import pixels_of
+from smarttrim_cli.tasks._task import need_style
 from smarttrim_cli.tasks.base import Batch
 
+FORM = vqa.FORM
 COLORS = tuple(PALETTE)
 _WORDS = {
     **{word: (0, index + 1) for index, word in enumerate(COLORS)},
@@ -87,7 +90,7 @@ class _ImageDataset(Dataset[ImageItem]):
     def __init__(
         self, samples: Sequence[VqaSample], truth: SceneTruth, processor: Processor, grid: int
     ) -> None:
-        self.by_image: dict[int, list[VqaSample]] = {}
+        self.by_image: dict[Any, list[VqaSample]] = {}
         for sample in samples:
             self.by_image.setdefault(sample.image_id, []).append(sample)
         self.ids = list(self.by_image)
@@ -101,9 +104,9 @@ class _ImageDataset(Dataset[ImageItem]):
     def __getitem__(self, index: int) -> ImageItem:
         """Decode an image and lay its ground truth over the patches."""
         samples = self.by_image[self.ids[index]]
-        pixels = self.processor.preprocess(load_rgb(samples[0].image_path, sample_id=samples[0].question_id))
+        pixels = pixels_of(samples[0], self.processor)
         objects = self.truth.objects[self.ids[index]]
-        roles = [self.truth.boxes[sample.question_id] for sample in samples]
+        roles = [self.truth.boxes[sample.id] for sample in samples]
         return ImageItem(
             samples,
             pixels,
@@ -197,22 +200,23 @@ class ScenesPretraining(vqa.VqaTask):
         """Images with all their questions for training, questions otherwise."""
         if not training:
             return super().dataset(split, processor, limit=limit)
+        assert self.folder is not None
         truth = read_truth(self.folder, split)
-        return _ImageDataset(self.samples(split, require_answers=True), truth, processor, self.grid)
+        return _ImageDataset(self.samples(split, labelled=True), truth, processor, self.grid)
 
-    def collate(self, items: Sequence[Any], processor: Processor) -> Batch:
+    def collate(self, items: Sequence[Any], processor: Processor, training: bool = False) -> Batch:
         """Questions as for VQA; images once each, with ``image_index`` (B,) in the targets."""
-        if not isinstance(items[0], ImageItem):
+        if not training:
             return super().collate(items, processor)
         pairs = [(sample, item.pixels) for item in items for sample in item.samples]
-        batch = super().collate(pairs, processor)
+        batch = super().collate(pairs, processor, training)
         batch.inputs["pixel_values"] = torch.stack([item.pixels for item in items])
         counts = torch.tensor([len(item.samples) for item in items])
         batch.targets["image_index"] = torch.repeat_interleave(torch.arange(len(items)), counts)
         batch.targets["patches"] = torch.stack([item.patches_N5 for item in items])
         batch.targets["roles"] = torch.cat([item.roles_QN2 for item in items])
         batch.targets["places"] = torch.cat([item.places_Q4 for item in items])
-        batch.targets["side"] = torch.tensor([anchor_side(sample.question) for sample in batch.samples])
+        batch.targets["side"] = torch.tensor([anchor_side(sample.text) for sample in batch.samples])
         return batch
 
     def auxiliary(self, backbone: nn.Module, processor: Processor) -> nn.Module:
@@ -335,6 +339,7 @@ def _word_attributes(processor: Processor) -> Tensor:
     return table
 
 
-def build(options: Options, log: Callable[[str], None]) -> ScenesPretraining:
+def build(options: Options, log: Callable[[str], None], style: str) -> ScenesPretraining:
     """The task; data are read when first needed."""
+    need_style("scenes_pretraining", style, [CLASSIFIES])
     return ScenesPretraining(options, log)

@@ -106,7 +106,12 @@ def test_anchor_and_neighbours_agree() -> None:
 
 def test_needs_scenes() -> None:
     with pytest.raises(UserError, match="needs the ground truth of the scenes"):
-        build(Options(data={"name": "vqa_v2", "data_dir": "x"}), print)
+        build(Options(data={"name": "vqa_v2", "data_dir": "x"}), print, "classifies")
+
+
+def test_needs_a_backbone_that_classifies() -> None:
+    with pytest.raises(UserError, match="cannot use a backbone that generates"):
+        build(Options(data={"name": "scenes"}), print, "generates")
 
 
 def test_losses_are_finite_and_fall(tmp_path: Path) -> None:
@@ -139,7 +144,7 @@ def test_batch_without_an_attribute_word(tmp_path: Path) -> None:
     losses = bundle.task.auxiliary(bundle.model.backbone, bundle.processor)
     assert losses is not None
     items = bundle.task.dataset("train", bundle.processor, training=True)
-    batch = bundle.task.collate([items[0]], bundle.processor)
+    batch = bundle.task.collate([items[0]], bundle.processor, True)
     batch.inputs["input_ids"][:, 1:-1] = bundle.processor.tokenizer.unk_token_id
     terms = losses(batch, 0.5)
     assert float(terms["alignment"]) == 0 and bool(torch.isfinite(terms["loss"]))

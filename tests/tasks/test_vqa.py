@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from smarttrim_cli.data.samples import VqaSample
 from smarttrim_cli.data.vocab import AnswerVocab
-from smarttrim_cli.data.vqa_v2 import VqaSample
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.tasks.base import EmptyBatch
+from smarttrim_cli.tasks.base import Batch, EmptyBatch
 from smarttrim_cli.tasks.vqa import Options, VqaTask, build
+from tests.tasks.own_data import golden
 
 SCENES = {
     "name": "scenes",
@@ -26,12 +27,14 @@ DATA = {**SCENES, "num_images": {"train": 6, "calibration": 1, "val": 2, "test":
 
 
 def task(log: Any = print, **options: Any) -> VqaTask:
-    return build(Options(data=DATA, min_answer_count=1, **options), log)
+    made = build(Options(data=DATA, min_answer_count=1, **options), log, "classifies")
+    assert isinstance(made, VqaTask)
+    return made
 
 
 def sample(number: int, *answers: str) -> VqaSample:
     major = max(set(answers), key=answers.count)
-    return VqaSample(number, number, Path(f"{number}.png"), "?", answers, "what", "other", major)
+    return VqaSample(number, (Path(f"{number}.png"),), "?", number, answers, "what", "other", major)
 
 
 class Tokens:
@@ -53,12 +56,26 @@ def test_loss_is_the_mean_over_instances_of_the_sum_over_answers() -> None:
     assert float(loss) == pytest.approx((3 * math.log(2) + last) / 2)
 
 
+def test_loss_is_that_of_the_official_meter() -> None:
+    data = golden("meter_tiny.npz")
+    batch = Batch({}, torch.arange(3), {"answers": torch.tensor(data["out_vqa_targets"])})
+    loss = task().loss(torch.tensor(data["out_vqa_logits"]), batch)
+    assert float(loss) == pytest.approx(float(data["out_vqa_loss"]), rel=1e-6)
+
+
+def test_form_has_a_label_per_answer() -> None:
+    one = task(num_answers=7)
+    assert (one.form.name, one.form.num_labels, one.form.text_tokens) == ("vqa", 7, 10)
+    one.vocab = AnswerVocab(("a", "b"))
+    assert one.form.num_labels == 2 and one.form.decoding is None
+
+
 def test_predictions_and_submission() -> None:
     one = task(types="question_type")
     one.vocab = AnswerVocab(("a", "b"))
     items = [(sample(1, *["a"] * 10), torch.zeros(3)), (sample(2, *["b"], *["c"] * 9), torch.zeros(3))]
     batch = one.collate(items, Tokens())  # type: ignore[arg-type]
-    records = one.predict(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), batch)
+    records = one.predict(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), batch, Tokens())  # type: ignore[arg-type]
     assert [record["prediction"] for record in records] == ["a", "b"]
     assert [record["score"] for record in records] == pytest.approx([1.0, 0.3])
     assert records[0] | {"type": "what", "reference": "a", "id": 1} == records[0]
@@ -84,14 +101,14 @@ def test_roles_and_limits() -> None:
     everything = one.samples("train")
     assert len(everything) == 24
     some = one.dataset("train", None, limit=4)  # type: ignore[arg-type]
-    assert [s.question_id for s in some.samples] == [everything[i].question_id for i in (0, 6, 12, 18)]  # type: ignore[attr-defined]
+    assert [s.id for s in some.samples] == [everything[i].id for i in (0, 6, 12, 18)]  # type: ignore[attr-defined]
 
 
 def test_answers_come_from_the_model(tmp_path: Path) -> None:
     (tmp_path / "answers.json").write_text('{"x": 1, "y": 0}', encoding="utf-8")
     one = task()
     one.prepare_labels(tmp_path)
-    assert one.num_labels == 2 and one.vocab == AnswerVocab(("y", "x"))
+    assert one.form.num_labels == 2 and one.vocab == AnswerVocab(("y", "x"))
     other = tmp_path / "other.json"
     other.write_text(
         '{"x": 0, "y": 1}', encoding="utf-8"
@@ -101,7 +118,7 @@ def test_answers_come_from_the_model(tmp_path: Path) -> None:
     task(answers=str(tmp_path / "gone.json")).prepare_labels(tmp_path)
     with pytest.raises(UserError, match="the model's answers are missing"):
         task().prepare_labels(tmp_path / "empty")
-    assert not one._cache  # no data were read
+    assert not one.data._read  # no data were read
 
 
 def test_answers_outside_the_vocabulary() -> None:
@@ -121,23 +138,24 @@ def test_answers_outside_the_vocabulary() -> None:
 def test_rescoring_takes_what_it_knows_only() -> None:
     one = task()
     known = one.samples("val")[0]
-    (record,) = one.rescore([{"id": known.question_id, "prediction": known.major_answer}], "val")
+    (record,) = one.rescore([{"id": known.id, "prediction": known.major_answer}], "val")
     assert record["score"] == 1.0
-    with pytest.raises(UserError, match="1 of 2 predictions .* such as question_id -1"):
-        one.rescore([{"id": known.question_id, "prediction": "a"}, {"id": -1, "prediction": "a"}], "val")
+    with pytest.raises(UserError, match="1 of 2 predictions .* such as id -1"):
+        one.rescore([{"id": known.id, "prediction": "a"}, {"id": -1, "prediction": "a"}], "val")
     with pytest.raises(UserError, match="is 3, not a text"):
-        one.rescore([{"id": known.question_id, "prediction": 3}], "val")
+        one.rescore([{"id": known.id, "prediction": 3}], "val")
 
 
 def test_training_split_without_answers_is_refused_even_if_read_before(tmp_path: Path) -> None:
     """Zero targets used to be trained on if the questions had been read for the tokenizer."""
     folder = task().folder
+    assert folder is not None
     files = {"name": "vqa_v2", "data_dir": str(tmp_path), "images_dir": str(folder)}
     questions = "v2_OpenEnded_mscoco_train_questions.json"
     (tmp_path / questions).write_bytes((folder / questions).read_bytes())
     (tmp_path / "answers.json").write_text(json.dumps({"yes": 0}), encoding="utf-8")
-    one = build(Options(data=files), print)
+    one = build(Options(data=files), print, "classifies")
     one.prepare_labels(tmp_path)
     assert len(one.texts("train")) == 24
-    with pytest.raises(UserError, match="has questions but no answers"):
+    with pytest.raises(UserError, match="split train has .*no answers"):
         one.dataset("train", None, training=True)  # type: ignore[arg-type]

@@ -1,0 +1,68 @@
+"""NLVR2: is a statement about two images true? Accuracy, and consistency over the pairs of a statement.
+
+Trained with cross-entropy, as METER and BLIP do. Class 1 is "True" in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from smarttrim_cli.data.samples import StatementSample
+from smarttrim_cli.forms import CLASSIFIES, Form
+from smarttrim_cli.metrics.accuracy import consistency
+from smarttrim_cli.tasks._classification import Classification
+from smarttrim_cli.tasks._data import DataOptions
+from smarttrim_cli.tasks._summary import estimated
+from smarttrim_cli.tasks._task import need_style
+from smarttrim_cli.tasks.base import Record
+
+FORM = "nlvr2"
+
+
+class Options(DataOptions):
+    """Recipe section of this task."""
+
+    form_name: ClassVar[str] = FORM
+
+
+class Nlvr2Task(Classification):
+    """See :class:`smarttrim_cli.tasks.base.Task`."""
+
+    classes = ("False", "True")
+
+    @property
+    def form(self) -> Form:
+        """A classifier of two images and a text."""
+        return Form(FORM, num_labels=2, images=2, text_tokens=19)
+
+    def label(self, sample: StatementSample) -> str | None:
+        """Whether the statement is true, as a text."""
+        return None if sample.label is None else str(sample.label)
+
+    def record(self, sample: StatementSample, prediction: str) -> Record:
+        """The record of a prediction; ``statement`` says which sentence it is about, for consistency."""
+        return {**super().record(sample, prediction), "statement": sample.statement}
+
+    def summarize(self, records: Sequence[Record]) -> dict[str, Any]:
+        """Accuracy and, where statements are known, the share of those right for all their image pairs."""
+        summary = super().summarize(records)
+        known = [
+            (record["statement"], bool(record["score"]))
+            for record in records
+            if record["score"] is not None and record["statement"] is not None
+        ]
+        if known:
+            estimate = consistency([statement for statement, _ in known], [right for _, right in known])
+            summary |= {**estimated("consistency", estimate), "statements": estimate.count}
+        return summary
+
+    def submission(self, records: Sequence[Record]) -> str:
+        """Lines ``identifier,prediction``, which the official evaluation reads."""
+        return "".join(f"{record['id']},{record['prediction']}\n" for record in records)
+
+
+def build(options: Options, log: Callable[[str], None], style: str) -> Nlvr2Task:
+    """The task; data are read when first needed."""
+    need_style(FORM, style, [CLASSIFIES])
+    return Nlvr2Task(options, log)
