@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from smarttrim_cli import registry
+from smarttrim_cli.forms import Decoding, Form
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.model import TrimmedModel, build_trimmers
 
@@ -48,6 +49,41 @@ def _meter(model: str = "vit_tiny_patch16_224", text: str = "roberta", **vit: An
     }
 
 
+_BLIP = {
+    "image_size": 32,
+    "max_text_length": 30,
+    "vision": {
+        "config": {
+            "patch_size": 8,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+        }
+    },
+    "text": {
+        "config": {
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "intermediate_size": 48,
+            "vocab_size": 62,
+            "max_position_embeddings": 40,
+            "pad_token_id": 0,
+            "sep_token_id": 2,
+        }
+    },
+}
+
+FORMS = {
+    "vqa": Form("vqa", NUM_LABELS, new_tokens=4, decoding=Decoding(3, 5, 5, NUM_LABELS, rank=True)),
+    "nlvr2": Form("nlvr2", 2, images=2),
+    "snli_ve": Form("snli_ve", 3),
+    "retrieval": Form("retrieval"),
+    "captioning": Form("captioning", prompt_tokens=3, new_tokens=4, decoding=Decoding(3, 7, 7)),
+}
+"""A small form of every kind; what is generated has a fixed length."""
+
 BACKBONES: dict[str, dict[str, dict[str, Any]]] = {
     "meter": {
         "plain": _meter(),
@@ -55,21 +91,30 @@ BACKBONES: dict[str, dict[str, dict[str, Any]]] = {
         "qk_norm": _meter(qk_norm=True),
         "clip": _meter("vit_base_patch16_clip_quickgelu_224"),
         "bert": _meter(text="bert"),
-    }
+        "swin": {
+            **_meter(),
+            "vision": {
+                "model": "swin_tiny_patch4_window7_224",
+                "args": {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
+            },
+        },
+    },
+    "blip": {"plain": _BLIP, "guided_by_text_encoder": {**_BLIP, "guidance": "text_encoder"}},
 }
 """Options per backbone and variant. The first variant of each is the one for tests that need a single one."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A tiny configuration of a backbone; ``options`` is None where ``BACKBONES`` lacks the backbone."""
+    """A tiny configuration of a backbone in one form; ``options`` is None where ``BACKBONES`` lacks it."""
 
     backbone: str
     variant: str
     options: dict[str, Any] | None = field(hash=False)
+    form: str = "vqa"
 
     def __str__(self) -> str:
-        return f"{self.backbone}-{self.variant}"
+        return f"{self.backbone}-{self.variant}" + (f"-{self.form}" if self.form != "vqa" else "")
 
     def build(self, seed: int = 0) -> nn.Module:
         """The host model in evaluation mode, with weights that make every part matter."""
@@ -79,22 +124,38 @@ class Variant:
             )
         options = registry.options("backbones", {"name": self.backbone, **self.options})
         torch.manual_seed(seed)
-        host = registry.load("backbones", self.backbone).build(options, NUM_LABELS)
+        host = registry.load("backbones", self.backbone).build(options, FORMS[self.form])
         return enliven(host, seed).eval()
 
 
+METER = Variant("meter", "plain", BACKBONES["meter"]["plain"])
+
+
+def meter(seed: int = 0) -> nn.Module:
+    """A small METER for tests that need one model, whatever it is."""
+    return METER.build(seed)
+
+
 def variants() -> list[Variant]:
-    """Every variant of every backbone of the package."""
-    return [
-        Variant(name, variant, options)
-        for name in registry.names("backbones")
-        for variant, options in BACKBONES.get(name, {"missing": None}).items()  # type: ignore[dict-item]
-    ]
+    """Every variant of every backbone of the package, and its first one in every further form."""
+    found = []
+    for name in registry.names("backbones"):
+        options: dict[str, Any] = BACKBONES.get(name, {"missing": None})
+        found += [Variant(name, variant, own) for variant, own in options.items()]
+        first = next(iter(options))
+        forms = [form for form in registry.load("backbones", name).FORMS if form != "vqa"]
+        found += [Variant(name, first, options[first], form) for form in forms]
+    return found
 
 
 def first_variants() -> list[Variant]:
     """One variant of every backbone."""
     return list({variant.backbone: variant for variant in reversed(variants())}.values())
+
+
+def one_per_form() -> list[Variant]:
+    """The first variant of every backbone, in every form."""
+    return list({(v.backbone, v.form): v for v in reversed(variants())}.values())
 
 
 @cache
@@ -145,8 +206,7 @@ def attach(
 
 def paper_model(seed: int = 0, lively: bool = True) -> TrimmedModel:
     """The first variant of METER with the trimmers of the paper."""
-    host = Variant("meter", "plain", BACKBONES["meter"]["plain"]).build(seed)
-    return attach(host, "cross_modal", "global_head", lively=lively)
+    return attach(meter(seed), "cross_modal", "global_head", lively=lively)
 
 
 def pad_id(host: nn.Module) -> int:
@@ -156,22 +216,77 @@ def pad_id(host: nn.Module) -> int:
 
 
 def ragged_inputs(host: nn.Module, seed: int = 0, extra: int = 0) -> dict[str, Tensor]:
-    """A batch of instances with ``LENGTHS`` text tokens, padded to the longest and ``extra`` more."""
+    """A batch of instances with ``LENGTHS`` text tokens, padded to the longest and ``extra`` more.
+
+    Where the backbone generates text, the inputs are those of training: answers of several lengths, padded
+    too. ``as_ranking`` and ``as_writing`` make those of the other two ways from them.
+    """
     inputs = host.example_inputs(TEXT_TOKENS + extra, batch=len(LENGTHS), seed=seed)
     shortest = host.example_inputs(TEXT_TOKENS, batch=len(LENGTHS), seed=seed)
     inputs["pixel_values"] = shortest["pixel_values"]
-    inputs["input_ids"][:, :TEXT_TOKENS] = shortest["input_ids"]
-    for row, length in enumerate(LENGTHS):
-        inputs["input_ids"][row, length:] = pad_id(host)
-        inputs["attention_mask"][row, length:] = 0
+    if "input_ids" in inputs:
+        inputs["input_ids"][..., :TEXT_TOKENS] = shortest["input_ids"]
+        texts = inputs["input_ids"].flatten(0, -2), inputs["attention_mask"].flatten(0, -2)
+        for row, (ids_L, mask_L) in enumerate(zip(*texts, strict=True)):
+            length = LENGTHS[(row // max(len(texts[0]) // len(LENGTHS), 1) + row) % len(LENGTHS)]
+            length = LENGTHS[row] if len(texts[0]) == len(LENGTHS) else length
+            ids_L[length:] = pad_id(host)
+            mask_L[length:] = 0
+    if generates(host):
+        inputs.pop("prompt_ids", None)
+        inputs |= answers(host, seed)
     return inputs
 
 
+def generates(host: nn.Module) -> bool:
+    """Whether a host in its form generates text."""
+    return host.form.decoding is not None and not hasattr(host, "vqa_classifier")
+
+
+def answers(host: nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """Two answers per instance of different lengths (one for captioning), padded."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    number = 1 if host.form.name == "captioning" else 2
+    ids_BAT = torch.randint(4, 50, (len(LENGTHS), number, 6), generator=generator)
+    mask_BAT = torch.ones_like(ids_BAT)
+    for row in range(len(LENGTHS)):
+        for answer in range(number):
+            mask_BAT[row, answer, 3 + (row + answer) % 4 :] = 0
+    return {"answer_ids": ids_BAT * mask_BAT + pad_id(host) * (1 - mask_BAT), "answer_mask": mask_BAT}
+
+
+def as_ranking(inputs: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+    """Inputs for ranking ``NUM_LABELS`` candidates."""
+    generator = torch.Generator().manual_seed(seed + 2)
+    ids_CT = torch.randint(4, 50, (NUM_LABELS, 5), generator=generator)
+    mask_CT = torch.ones_like(ids_CT)
+    for row in range(NUM_LABELS):
+        mask_CT[row, 2 + row % 4 :] = 0
+    kept = {name: tensor for name, tensor in inputs.items() if not name.startswith("answer")}
+    return {**kept, "candidate_ids": ids_CT * mask_CT, "candidate_mask": mask_CT}
+
+
+def as_writing(host: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs for generating text."""
+    kept = {name: tensor for name, tensor in inputs.items() if not name.startswith("answer")}
+    if host.form.name == "captioning":
+        kept["prompt_ids"] = torch.tensor([[2, 7, 9]]).repeat(len(inputs["pixel_values"]), 1)
+    return kept
+
+
 def instance(inputs: dict[str, Tensor], index: int) -> dict[str, Tensor]:
-    """One instance as a batch of its own, without padding."""
-    length = int(inputs["attention_mask"][index].sum())
-    one = {name: tensor[index : index + 1] for name, tensor in inputs.items()}
-    return {name: t[:, :length] if name in ("input_ids", "attention_mask") else t for name, t in one.items()}
+    """One instance as a batch of its own, without padding of its text."""
+    one = chosen(inputs, [index])
+    if "attention_mask" in one:
+        length = int(one["attention_mask"].sum(-1).max())
+        texts = ("input_ids", "attention_mask")
+        one = {name: t[..., :length] if name in texts else t for name, t in one.items()}
+    return one
+
+
+def chosen(inputs: dict[str, Tensor], order: list[int]) -> dict[str, Tensor]:
+    """Instances in another order; what all share stays."""
+    return {name: t if name.startswith("candidate") else t[order] for name, t in inputs.items()}
 
 
 def ids(batch: int = len(LENGTHS)) -> Tensor:
@@ -194,6 +309,13 @@ def random_decisions(model: TrimmedModel, inputs: dict[str, Tensor], seed: int =
 def margin_B(log: Decisions, batch: int = len(LENGTHS)) -> Tensor:
     """Smallest distance of any score to threshold 0, per instance; NaN (dropped before) does not count."""
     smallest = torch.full((batch,), float("inf"))
-    for scores in log.scores.values():
-        smallest = torch.minimum(smallest, scores.abs().nan_to_num(float("inf")).amin(1))
+    for name, scores in log.scores.items():
+        rows_R = scores.abs().nan_to_num(float("inf")).amin(1)
+        own_B = log.by_instance(name.split(".")[0], rows_R)
+        smallest = torch.minimum(smallest, own_B.amin(-1) if own_B.dim() == 2 else own_B)
     return smallest
+
+
+def per_instance(log: Decisions, name: str, values: Tensor) -> Tensor:
+    """Masks or counts of a site with everything of an instance in one row, (B, ...)."""
+    return values.reshape(len(values) // log.copies.get(name.split(".")[0], 1), -1)

@@ -97,14 +97,13 @@ def key_bias(keep_BM: Tensor, valid_BM: Tensor, limit: float = 1.0) -> Tensor:
     return _KeyBias.apply(keep_BM, valid_BM, limit)
 
 
-def _masked_attention(
-    p: Projections, query: Tensor, memory: Tensor, state: AttentionState, training: bool
+def masked_sdpa(
+    p: Projections, q: Tensor, k: Tensor, v: Tensor, memory: MaskedStream, training: bool
 ) -> Tensor:
-    assert isinstance(state.memory, MaskedStream)
-    q, k, v = (x.transpose(-2, -3) for x in p.project(query, memory, None))  # (B, H, N|M, E)
-    keep_BM, valid_BM = state.memory.keep_BN, state.memory.valid_BN
-    bias_BM = key_bias(keep_BM, valid_BM).to(k.dtype) / p.scale
-    if q.dtype == torch.float16:  # e^-50 would underflow
+    """Attention of queries (B, H, N, E) to the kept keys of a stream, with the exact gradient of its mask."""
+    bias_BM = key_bias(memory.keep_BN, memory.valid_BN).to(k.dtype) / p.scale
+    dtype = q.dtype
+    if dtype == torch.float16:  # e^-50 would underflow
         q, k, v = q.float(), k.float(), v.float()
     batch, heads = q.shape[:2]
     k = torch.cat((k, bias_BM[:, None, :, None].expand(batch, heads, -1, 1)), -1)
@@ -112,10 +111,29 @@ def _masked_attention(
     q = F.pad(F.pad(q, (0, 1), value=1.0), (0, _PAD_HEAD - 1))
     v = F.pad(v, (0, _PAD_HEAD))
     dropout = p.dropout if training else 0.0
-    out = F.scaled_dot_product_attention(q, k, v, scale=p.scale, dropout_p=dropout)[..., : p.head_dim]
+    out = F.scaled_dot_product_attention(q, k, v, scale=p.scale, dropout_p=dropout)
+    return out[..., : p.head_dim].to(dtype)
+
+
+def _masked_attention(
+    p: Projections, query: Tensor, memory: Tensor, state: AttentionState, training: bool
+) -> Tensor:
+    assert isinstance(state.memory, MaskedStream)
+    q, k, v = (x.transpose(-2, -3) for x in p.project(query, memory, None))  # (B, H, N|M, E)
+    out = masked_sdpa(p, q, k, v, state.memory, training)
     if state.heads_BH is not None:
         out = out * state.heads_BH[:, :, None, None].to(out.dtype)
-    return p.merge(out.transpose(-2, -3).to(query.dtype), None)
+    return p.merge(out.transpose(-2, -3), None)
+
+
+def plain_attention(
+    p: Projections, query: Tensor, memory: Tensor, mask: Tensor | None, training: bool
+) -> Tensor:
+    """The host's attention as it is, on fused kernels; ``mask`` is boolean, True where a key may be seen."""
+    q, k, v = (x.transpose(-2, -3) for x in p.project(query, memory, None))
+    dropout = p.dropout if training else 0.0
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=p.scale, dropout_p=dropout)
+    return p.merge(out.transpose(-2, -3), None)
 
 
 def _segment(p: Projections, query_ND: Tensor, memory_MD: Tensor, heads: Tensor | None) -> Tensor:

@@ -3,6 +3,9 @@
 Backbones call ``enter``, ``trim`` and ``leave``. Without a context (mode ``full``) these return their input:
 the host model runs as it is. The two streams of a co-attention layer are trimmed in one call, before either
 side runs, since each attends to the other.
+
+A stream has one row per instance, or several (``copies``), instance after instance: two images, or the texts
+that one image is compared with.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch import Tensor
 from smarttrim_cli.pruning.attention import AttentionState
 from smarttrim_cli.pruning.decisions import Decisions, keep_grid, unpack
 from smarttrim_cli.pruning.gumbel import gumbel_sigmoid, hard_mask, logistic_noise, straight_through
-from smarttrim_cli.pruning.sites import CROSS_HEAD, SELF_HEAD, TOKEN, Architecture, LayerSpec, Site
+from smarttrim_cli.pruning.sites import TOKEN, Architecture, AttentionSpec, LayerSpec, Site
 from smarttrim_cli.pruning.stream import (
     MaskedStream,
     PackedStream,
@@ -76,22 +79,27 @@ class ForwardContext:
     cls: dict[str, Tensor] = field(default_factory=dict)
     attention: dict[str, AttentionState] = field(default_factory=dict)
     valid: dict[str, Tensor] = field(default_factory=dict)
+    copies: dict[str, int] = field(default_factory=dict)
+    repeated: dict[str, int] = field(default_factory=dict)
+    work: dict[str, Tensor] = field(default_factory=dict)
     token_log: dict[str, Stream] = field(default_factory=dict)
     head_log: dict[str, Tensor | None] = field(default_factory=dict)
     score_log: dict[str, tuple[Stream | None, Tensor]] = field(default_factory=dict)
 
     # --- what backbones call (through the module-level functions) ---
 
-    def enter(self, stream: str, hidden_BND: Tensor, valid_BN: Tensor | None) -> Tensor:
+    def enter(
+        self, stream: str, hidden_BND: Tensor, valid_BN: Tensor | None, copies: int = 1, cls: bool = True
+    ) -> Tensor:
         """Start a stream; in ``packed`` mode its padding goes away."""
         if valid_BN is None:
             valid_BN = torch.ones(hidden_BND.shape[:2], dtype=torch.bool, device=hidden_BND.device)
         valid_BN = valid_BN.bool()
-        self.valid[stream] = valid_BN
+        self.valid[stream], self.copies[stream] = valid_BN, copies
         if self.mode == "masked":
-            self.streams[stream] = begin_masked(valid_BN)
+            self.streams[stream] = begin_masked(valid_BN, cls)
             return hidden_BND
-        self.streams[stream], index_T = begin_packed(valid_BN)
+        self.streams[stream], index_T = begin_packed(valid_BN, cls)
         return hidden_BND.flatten(0, 1)[index_T].unsqueeze(0)
 
     def trim(self, layers: Mapping[str, tuple[int, Tensor]]) -> dict[str, Tensor]:
@@ -107,14 +115,51 @@ class ForwardContext:
         return trimmed
 
     def leave(self, stream: str, hidden: Tensor) -> Tensor:
-        """CLS of every instance after the last layer of a part, (B, D); remembered as guidance."""
+        """CLS of every row after the last layer of a part, (R, D); remembered as guidance."""
         self.cls[stream] = self.streams[stream].cls_BD(hidden)
         return self.cls[stream]
+
+    def repeat(self, stream: str, hidden: Tensor, times: int) -> Tensor:
+        """From here on every row of a stream ``times`` times; what it cost so far was paid once."""
+        source = self.streams[stream]
+        rows = [row for row in range(len(self.valid[stream])) for _ in range(times)]
+        self.streams[stream], index = source.rows(rows)
+        hidden = source.take(hidden, index)
+        self.repeated[stream] = times
+        self.cls[stream] = self.streams[stream].cls_BD(hidden)
+        return hidden
+
+    def copy_of(self, stream: str, hidden: Tensor, copy: int, copies: int) -> Tensor:
+        """Hidden states of one row of every instance."""
+        source = self.streams[stream]
+        return source.take(hidden, source.rows(range(copy, len(self.valid[stream]), copies))[1])
+
+    def decoder_heads(self, stream: str, index: int, cls_BD: Tensor) -> dict[str, Tensor | None]:
+        """Keep masks (B, H) of a decoder layer's attentions, taken once for all rows and steps."""
+        self.cls[stream] = cls_BD
+        self.copies.setdefault(stream, 1)
+        return self._decide_heads(self.architecture.layer(stream, index))
+
+    def note_work(self, **amounts: Tensor) -> None:
+        """Add what a decoder did, per instance, (B,)."""
+        for name, amount_B in amounts.items():
+            self.work[name] = self.work[name] + amount_B if name in self.work else amount_B
 
     # --- decisions ---
 
     def _guide(self, spec: LayerSpec) -> Tensor | None:
-        return None if spec.guide is None else self.cls[spec.guide]
+        """The other stream's CLS for every row of a layer's stream."""
+        if spec.guide is None:
+            return None
+        cls_GD = self.cls[spec.guide]
+        own, guide = self._copies(spec.stream), self._copies(spec.guide)
+        if own == guide:
+            return cls_GD
+        per_instance_BD = cls_GD.unflatten(0, (-1, guide)).mean(1) if guide > 1 else cls_GD
+        return per_instance_BD.repeat_interleave(own, 0) if own > 1 else per_instance_BD
+
+    def _copies(self, stream: str) -> int:
+        return self.copies.get(stream, 1) * self.repeated.get(stream, 1)
 
     def _trim_tokens(self, spec: LayerSpec, hidden: Tensor) -> Tensor:
         site = Site(spec.stream, spec.index, TOKEN)
@@ -135,7 +180,8 @@ class ForwardContext:
                 return with_keep(stream, replayed.to(hidden.dtype)), hidden
             kept_T = replayed[stream.segment_T, stream.positions_T]
             return _drop(stream, hidden, kept_T)
-        view = TokenView(hidden, self.cls[spec.stream], self._guide(spec), stream, self._ids(stream))
+        ids = stream.spread_scalar(self._ids(spec.stream))
+        view = TokenView(hidden, self.cls[spec.stream], self._guide(spec), stream, ids)
         scores = trimmer(view)
         if self.log_scores:
             self.score_log[site.name] = (stream, scores.detach())
@@ -145,10 +191,8 @@ class ForwardContext:
 
     def _decide_heads(self, spec: LayerSpec) -> dict[str, Tensor | None]:
         kept: dict[str, Tensor | None] = {}
-        for kind, attention in ((SELF_HEAD, spec.self_attention), (CROSS_HEAD, spec.cross_attention)):
+        for kind, _ in spec.attentions:
             site = Site(spec.stream, spec.index, kind)
-            if attention is None:
-                continue
             kept[kind] = self.head_log[site.name] = self._keep_heads(site, spec)
         return kept
 
@@ -157,7 +201,8 @@ class ForwardContext:
             return None
         if self.replay is not None:
             return self.replay.keep[site.name].float()
-        scores_BH = self.trimmers[site.name](self.cls[spec.stream], self._guide(spec), self._ids(None))
+        ids_R = self._ids(spec.stream)
+        scores_BH = self.trimmers[site.name](self.cls[spec.stream], self._guide(spec), ids_R)
         if self.log_scores:
             self.score_log[site.name] = (None, scores_BH.detach())
         return self._decide(scores_BH, self.trimmers[site.name].draws)
@@ -170,29 +215,38 @@ class ForwardContext:
         noise = self.sampling.noise * logistic_noise(scores) if noisy else 0.0
         return straight_through(gumbel_sigmoid(scores - self.threshold, self.sampling.temperature, noise))
 
-    def _ids(self, stream: Stream | None) -> Tensor:
+    def _ids(self, stream: str) -> Tensor:
+        """An identity for every row of a stream; the rows of an instance differ."""
+        copies, cls_RD = self._copies(stream), self.cls[stream]
         ids_B = self.instance_ids_B
         if ids_B is None:
-            some = next(iter(self.cls.values()))
-            ids_B = torch.zeros(some.shape[0], dtype=torch.long, device=some.device)
-        return ids_B if stream is None else stream.spread_scalar(ids_B)
+            ids_B = torch.zeros(len(cls_RD) // copies, dtype=torch.long, device=cls_RD.device)
+        if copies == 1:
+            return ids_B
+        return (ids_B[:, None] * copies + torch.arange(copies, device=ids_B.device)).flatten()
 
     def _prepare_attention(self, spec: LayerSpec, heads: Mapping[str, Tensor | None]) -> None:
         own = self.streams[spec.stream]
-        for kind, attention in ((SELF_HEAD, spec.self_attention), (CROSS_HEAD, spec.cross_attention)):
-            if attention is None:
-                continue
-            memory = self.streams[attention.memory_stream] if attention.memory_stream else own
+        for kind, attention in spec.attentions:
+            memory = self._memory(attention) if attention.memory_stream else own
             name = Site(spec.stream, spec.index, kind).name
             mask = heads[kind]
             keep_heads = host_heads(mask) if self.mode == "packed" and mask is not None else None
             self.attention[name] = AttentionState(own, memory, mask, keep_heads)
 
+    def _memory(self, attention: AttentionSpec) -> Stream:
+        assert attention.memory_stream is not None
+        stream = self.streams[attention.memory_stream]
+        if attention.memory_copy is None:
+            return stream
+        rows, copies = len(self.valid[attention.memory_stream]), self._copies(attention.memory_stream)
+        return stream.rows(range(attention.memory_copy, rows, copies))[0]
+
     # --- what was decided, afterwards ---
 
     def decisions(self) -> Decisions:
         """The log of the pass in original positions."""
-        out = Decisions(valid=dict(self.valid))
+        out = Decisions(valid=dict(self.valid), copies=dict(self.copies), work=dict(self.work))
         for name, stream in self.token_log.items():
             out.keep[name] = keep_grid(stream)
             out.counts[name] = stream.counts_B()
@@ -208,10 +262,8 @@ class ForwardContext:
         return out
 
     def _every_head(self, site: Site) -> Tensor:
-        spec = self.architecture.layer(site.stream, site.layer)
-        attention = spec.self_attention if site.kind == SELF_HEAD else spec.cross_attention
-        assert attention is not None
-        return self.cls[site.stream].new_ones(self.cls[site.stream].shape[0], attention.heads)
+        heads = self.architecture.layer(site.stream, site.layer).attention(site.kind).heads
+        return self.cls[site.stream].new_ones(self.cls[site.stream].shape[0], heads)
 
 
 def host_heads(mask_BH: Tensor) -> tuple[tuple[int, ...] | None, ...] | None:
@@ -243,10 +295,20 @@ def running(context: ForwardContext) -> Iterator[ForwardContext]:
         _current.reset(token)
 
 
-def enter(stream: str, hidden_BND: Tensor, valid_BN: Tensor | None = None) -> Tensor:
-    """Start a stream. Identity without a context."""
+def enter(
+    stream: str, hidden_RND: Tensor, valid_RN: Tensor | None = None, copies: int = 1, cls: bool = True
+) -> Tensor:
+    """Start a stream. Identity without a context.
+
+    Args:
+        stream: Its name.
+        hidden_RND: Its tokens, padded.
+        valid_RN: False (or 0) on padding; None without any.
+        copies: Rows per instance, instance after instance.
+        cls: Whether token 0 is a CLS; if not, the mean of the kept tokens serves as one.
+    """
     context = _current.get()
-    return hidden_BND if context is None else context.enter(stream, hidden_BND, valid_BN)
+    return hidden_RND if context is None else context.enter(stream, hidden_RND, valid_RN, copies, cls)
 
 
 def trim(**layers: tuple[int, Tensor]) -> tuple[Tensor, ...]:
@@ -261,7 +323,28 @@ def trim(**layers: tuple[int, Tensor]) -> tuple[Tensor, ...]:
     return tuple(context.trim(layers).values())
 
 
-def leave(stream: str, hidden: Tensor) -> Tensor:
-    """CLS vectors (B, D) of a stream, also remembered as guidance for the other one."""
+def leave(stream: str, hidden: Tensor, cls: bool = True) -> Tensor:
+    """CLS vectors (R, D) of a stream, remembered as guidance for the others; ``cls`` as for ``enter``."""
     context = _current.get()
-    return hidden[:, 0] if context is None else context.leave(stream, hidden)
+    if context is not None:
+        return context.leave(stream, hidden)
+    return hidden[:, 0] if cls else hidden.mean(1)
+
+
+def guide(stream: str, cls_RD: Tensor) -> None:
+    """Guidance that a stream gives to others before its layers have run. Nothing without a context."""
+    context = _current.get()
+    if context is not None:
+        context.cls[stream] = cls_RD
+
+
+def repeat(stream: str, hidden: Tensor, times: int) -> Tensor:
+    """Hidden states of a stream with every row ``times`` times, instance after instance."""
+    context = _current.get()
+    return hidden.repeat_interleave(times, 0) if context is None else context.repeat(stream, hidden, times)
+
+
+def copy_of(stream: str, hidden: Tensor, copy: int, copies: int) -> Tensor:
+    """Hidden states of the ``copy``-th of ``copies`` rows of every instance."""
+    context = _current.get()
+    return hidden[copy::copies] if context is None else context.copy_of(stream, hidden, copy, copies)

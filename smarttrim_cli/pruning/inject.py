@@ -2,7 +2,7 @@
 
 The class of every attention module at a site is swapped for a subclass that asks the running context what to
 do, and falls back to the host's own forward when there is none. A swapped class, unlike a patched method,
-survives deepcopy.
+survives deepcopy. Backbones that call the parts of their layers themselves use ``attend_at`` instead.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.pruning.attention import attend
+from smarttrim_cli.pruning.attention import Projections, attend, plain_attention
 from smarttrim_cli.pruning.context import current
 from smarttrim_cli.pruning.projections import ADAPTERS, BertProjections, TimmProjections
-from smarttrim_cli.pruning.sites import CROSS_HEAD, SELF_HEAD, Architecture, Site
+from smarttrim_cli.pruning.sites import HOSTED, Architecture, Site
 
 _SITE = "_smarttrim_site"
 
@@ -62,6 +62,31 @@ def _context_aware(host: Any, style: str) -> type[nn.Module]:
     return type(f"Trimmable{host.__name__}", (host,), {"forward": _FORWARDS[style](host)})
 
 
+def attend_at(
+    site: str,
+    projections: Projections,
+    query: Tensor,
+    memory: Tensor | None = None,
+    mask: Tensor | None = None,
+    training: bool = False,
+) -> Tensor:
+    """Attention that the backbone calls itself; output projection included, residual and norm not.
+
+    Args:
+        site: Name of its site.
+        projections: Of the host's module.
+        query: (R, N, D), or (1, T, D) under a packed context.
+        memory: Where keys and values come from; None for self-attention.
+        mask: Boolean, broadcast to (R, H, N, M), True where a key may be seen; without a context only.
+        training: Whether attention dropout is active.
+    """
+    context = current()
+    memory = query if memory is None else memory
+    if context is None:
+        return plain_attention(projections, query, memory, mask, training)
+    return attend(projections, query, memory, context.attention[site], training)
+
+
 def attach_attention(backbone: nn.Module, architecture: Architecture) -> None:
     """Take over every attention module the architecture names; idempotent.
 
@@ -69,11 +94,9 @@ def attach_attention(backbone: nn.Module, architecture: Architecture) -> None:
         UserError: If an attention module is of a kind that no adapter reads.
     """
     for layer in architecture.layers:
-        for kind, spec in ((SELF_HEAD, layer.self_attention), (CROSS_HEAD, layer.cross_attention)):
-            if spec is None:
-                continue
+        for kind, spec in layer.attentions:
             module = backbone.get_submodule(spec.path)
-            if hasattr(module, _SITE):
+            if spec.style == HOSTED or hasattr(module, _SITE):
                 continue
             if spec.style not in ADAPTERS:
                 raise UserError(f"no attention adapter named {spec.style!r}", where=spec.path)

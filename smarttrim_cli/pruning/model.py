@@ -39,8 +39,7 @@ class Forward:
 def site_info(architecture: Architecture, site: Site) -> SiteInfo:
     """Widths and depths that a trimmer at a site needs."""
     spec = architecture.layer(site.stream, site.layer)
-    attention = spec.self_attention if site.kind == "self_head" else spec.cross_attention
-    heads = 0 if site.kind == TOKEN or attention is None else attention.heads
+    heads = 0 if site.kind == TOKEN else spec.attention(site.kind).heads
     return SiteInfo(
         site.name, site.layer, architecture.depth(site.stream), spec.width, spec.guide_width, heads
     )
@@ -93,7 +92,7 @@ class TrimmedModel(nn.Module):
 
     def forward(
         self,
-        inputs: Mapping[str, Tensor],
+        inputs: Mapping[str, Any],
         mode: str = "packed",
         *,
         sampling: Sampling | None = None,

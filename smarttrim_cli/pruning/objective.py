@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smarttrim_cli.pruning.context import Sampling
-from smarttrim_cli.pruning.cost import full_counts, measured_counts, total_macs
+from smarttrim_cli.pruning.cost import complete, full_counts, measured_counts, start_of, total_macs
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.sites import TOKEN, Site
@@ -40,10 +40,11 @@ def kept_fractions(decisions: Decisions, groups: list[str], heads: Mapping[str, 
             continue
         if site.kind == TOKEN:
             removable_B = decisions.removable_B(site.stream)
-            share_B = (count_B - 1) / removable_B.clamp(min=1)
-            fractions[site.group].append(torch.where(removable_B > 0, share_B, 1.0))
+            share_B = torch.where(removable_B > 0, (count_B - 1) / removable_B.clamp(min=1), 1.0)
         else:
-            fractions[site.group].append(count_B / heads[name])
+            share_B = count_B / heads[name]
+        share = decisions.by_instance(site.stream, share_B)
+        fractions[site.group].append(share.mean(-1) if share.dim() == 2 else share)
     return {group: torch.stack(values).mean(0) for group, values in fractions.items()}
 
 
@@ -122,7 +123,8 @@ class Objective(nn.Module):
 
     Args:
         model: The model with trimmers; without any, the plain task loss is computed.
-        task_loss: Maps logits and batch to a scalar.
+        task_loss: Maps the backbone's output and the batch to a scalar.
+        logits: Maps them to the distributions (n, C) that self-distillation compares.
         weights: Weights of the terms.
         auxiliary: Further loss for training from scratch; gets the batch and the progress in [0, 1].
     """
@@ -130,13 +132,15 @@ class Objective(nn.Module):
     def __init__(
         self,
         model: TrimmedModel,
-        task_loss: Callable[[Tensor, Any], Tensor],
+        task_loss: Callable[[Any, Any], Tensor],
+        logits: Callable[[Any, Any], Tensor],
         weights: Weights,
         auxiliary: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.task_loss = task_loss
+        self.logits = logits
         self.weights = weights
         self.auxiliary = auxiliary
         self.heads = {
@@ -170,27 +174,24 @@ class Objective(nn.Module):
             return macs_loss(macs_ratio(self.model, decisions), target.macs)
         return cost_loss(kept, target.kept)
 
-    def _distillation(self, trimmed: Tensor, batch: Any) -> Tensor:
+    def _distillation(self, output: Any, batch: Any) -> Tensor:
+        trimmed = self.logits(output, batch)
         if self.weights.distillation == 0:
             return trimmed.new_zeros(())
         full = self.model(batch.inputs, "full").output
         return self.task_loss(full, batch) + distillation_loss(
-            trimmed, full, self.weights.distillation_temperature
+            trimmed, self.logits(full, batch), self.weights.distillation_temperature
         )
 
 
 def macs_ratio(model: TrimmedModel, decisions: Decisions) -> Tensor:
     """Trimmed over full MACs of a batch, differentiable; trimmers included."""
-    counts = measured_counts(decisions)
-    tokens = {stream: counts[f"{stream}.in"].float() for stream in decisions.valid}
-    full = total_macs(model.architecture, full_counts(model.architecture, tokens))
-    trimmed = total_macs(model.architecture, {k: v.float() for k, v in counts.items()}, model.sites)
+    counts = {k: v.float() if isinstance(v, Tensor) else v for k, v in measured_counts(decisions).items()}
+    full = total_macs(model.architecture, full_counts(model.architecture, start_of(counts)))
+    trimmed = total_macs(model.architecture, complete(model.architecture, counts), model.sites)
     return trimmed.mean() / full.mean()
 
 
 def sites_heads(model: TrimmedModel, site: Site) -> int:
     """Number of heads at a head site."""
-    spec = model.architecture.layer(site.stream, site.layer)
-    attention = spec.self_attention if site.kind == "self_head" else spec.cross_attention
-    assert attention is not None
-    return attention.heads
+    return model.architecture.layer(site.stream, site.layer).attention(site.kind).heads

@@ -17,6 +17,8 @@ PROPORTIONS = {
     "head.text": 0.6,
     "cross_head.vision": 0.6,
     "cross_head.text": 0.6,
+    "head.decoder": 0.6,
+    "cross_head.decoder": 0.6,
 }
 """Relative sparsities when only a speed-up is given: image tokens are the most redundant."""
 
@@ -32,12 +34,15 @@ class Plan:
         full_macs: Predicted MACs of the full model, by part.
         trimmed_macs: Predicted MACs of the trimmed model, by part, trimmers included.
         tokens: Tokens per stream that the prediction is for.
+        published: Where text is generated, MACs of full and trimmed model as the official code of decoders
+            counts them.
     """
 
     kept: dict[str, float]
     full_macs: dict[str, float]
     trimmed_macs: dict[str, float]
     tokens: dict[str, float]
+    published: tuple[float, float] | None = None
 
     @property
     def speedup(self) -> float:
@@ -71,11 +76,19 @@ def make_plan(
         kept = {group: 1.0 - removed for group, removed in proportions.items()}
     else:
         kept = solve(architecture, trimmers, proportions, tokens, speedup)
+    full, trimmed = full_counts(architecture, tokens), planned_counts(architecture, tokens, kept)
+    published = None
+    if any(name.endswith(".row_calls") for name in tokens):
+        published = (
+            float(total_macs(architecture, full, None, True)),
+            float(total_macs(architecture, trimmed, trimmers, True)),
+        )
     return Plan(
         kept,
-        macs_by_part(architecture, full_counts(architecture, tokens)),
-        macs_by_part(architecture, planned_counts(architecture, tokens, kept), trimmers),
+        macs_by_part(architecture, full),
+        macs_by_part(architecture, trimmed, trimmers),
         dict(tokens),
+        published,
     )
 
 

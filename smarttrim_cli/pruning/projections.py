@@ -108,12 +108,18 @@ class BertProjections:
 
     def project(self, query: Tensor, memory: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Projections``."""
-        pairs = ((query, self.inner.query), (memory, self.inner.key), (memory, self.inner.value))
-        q, k, v = (
-            _linear_rows(x, linear, heads, self.head_dim).unflatten(-1, (-1, self.head_dim))
-            for x, linear in pairs
-        )
-        return q, k, v
+        return self.queries(query, heads), *self.keys_values(memory, heads)
+
+    def queries(self, query: Tensor, heads: Tensor | None) -> Tensor:
+        """Queries (..., N, h, E) alone."""
+        return self._split(query, self.inner.query, heads)
+
+    def keys_values(self, memory: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and values (..., M, h, E) alone: a decoder projects them once for all its steps."""
+        return self._split(memory, self.inner.key, heads), self._split(memory, self.inner.value, heads)
+
+    def _split(self, x: Tensor, linear: nn.Linear, heads: Tensor | None) -> Tensor:
+        return _linear_rows(x, linear, heads, self.head_dim).unflatten(-1, (-1, self.head_dim))
 
     def merge(self, context: Tensor, heads: Tensor | None) -> Tensor:
         """See ``Projections``."""

@@ -1,17 +1,19 @@
 """What a backbone tells about itself: its streams, layers and the sites where pruning happens.
 
-A site is (stream, layer, kind); kind is ``token``, ``self_head`` or ``cross_head``. Layers are counted along
-a
-stream: a vision stream of 12 encoder layers and 6 cross-modal layers has layers 0..17.
+A site is (stream, layer, kind); kind is ``token``, ``self_head`` or ``cross_head`` (``cross_head1`` for a
+second cross-attention in the same layer). Layers are counted along a stream: a vision stream of 12 encoder
+layers and 6 cross-modal layers has layers 0..17.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-TOKEN, SELF_HEAD, CROSS_HEAD = "token", "self_head", "cross_head"
-_GROUP_OF_KIND = {TOKEN: "token", SELF_HEAD: "head", CROSS_HEAD: "cross_head"}
+TOKEN, SELF_HEAD, CROSS_HEAD, CROSS_HEAD_1 = "token", "self_head", "cross_head", "cross_head1"
+_GROUP_OF_KIND = {TOKEN: "token", SELF_HEAD: "head", CROSS_HEAD: "cross_head", CROSS_HEAD_1: "cross_head"}
+HOSTED = "hosted"
+"""Style of an attention that the backbone calls through ``attend_at`` itself: nothing is patched."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,14 @@ class AttentionSpec:
 
     Attributes:
         path: Module path inside the backbone.
-        style: Which adapter of :mod:`smarttrim_cli.pruning.projections` reads its weights.
+        style: Which adapter of :mod:`smarttrim_cli.pruning.projections` reads its weights, or ``HOSTED``.
         heads: Number of heads.
         head_dim: Width of one head.
         memory_stream: For cross-attention, the stream that keys and values come from.
         memory_layer: For cross-attention, the layer index of that stream whose kept tokens are attended to.
         memory_width: For cross-attention, the width of those tokens.
+        memory_copy: Which of an instance's rows of that stream is attended to; None: the row of the same
+            place.
     """
 
     path: str
@@ -35,6 +39,7 @@ class AttentionSpec:
     memory_stream: str | None = None
     memory_layer: int = -1
     memory_width: int = 0
+    memory_copy: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,10 @@ class LayerSpec:
         cross_attention: Its cross-attention, if any.
         guide: The other stream whose CLS guides the trimmers here; None means ``self`` guidance.
         guide_width: Width of that CLS.
-        extra_macs: Element-wise MACs per token that torchprofile counts (norms, scales, QuickGELU).
+        extra_macs: Further MACs per token: element-wise ones that torchprofile counts (norms, scales,
+            QuickGELU) and linear layers of the host's own.
+        kinds: Kinds of sites that may have trimmers.
+        second_cross_attention: A second cross-attention beside the first, if any (BLIP's NLVR2).
     """
 
     stream: str
@@ -64,6 +72,22 @@ class LayerSpec:
     guide: str | None = None
     guide_width: int = 0
     extra_macs: int = 0
+    kinds: tuple[str, ...] = (TOKEN, SELF_HEAD, CROSS_HEAD, CROSS_HEAD_1)
+    second_cross_attention: AttentionSpec | None = None
+
+    @property
+    def attentions(self) -> tuple[tuple[str, AttentionSpec], ...]:
+        """Kind of head site and attention, for all attentions there are."""
+        found = (
+            (SELF_HEAD, self.self_attention),
+            (CROSS_HEAD, self.cross_attention),
+            (CROSS_HEAD_1, self.second_cross_attention),
+        )
+        return tuple((kind, attention) for kind, attention in found if attention is not None)
+
+    def attention(self, kind: str) -> AttentionSpec:
+        """The attention of a kind of head site."""
+        return dict(self.attentions)[kind]
 
 
 @dataclass(frozen=True)
@@ -93,10 +117,14 @@ class Site:
 
 @dataclass(frozen=True)
 class FixedCost:
-    """MACs that no decision changes (patch embedding, heads on CLS tokens)."""
+    """MACs that no decision changes (patch embedding, heads on CLS tokens).
+
+    They count once per instance, or once per row of the stream ``per_row_of``.
+    """
 
     part: str
     macs: int
+    per_row_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,11 +142,21 @@ class TokenCost:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that trimming and costing need to know of a backbone."""
+    """Everything that trimming and costing need to know of a backbone.
+
+    Attributes:
+        layers: Of all streams.
+        fixed: Costs per instance.
+        per_token: Costs per token outside the layers.
+        copies: Rows that an instance has in a stream, where that is not 1 (two images; candidate texts).
+        overhead: Streams that only trimming needs (a pass for guidance): mode ``full`` does not run them.
+    """
 
     layers: tuple[LayerSpec, ...]
     fixed: tuple[FixedCost, ...]
     per_token: tuple[TokenCost, ...]
+    copies: Mapping[str, int] = field(default_factory=dict)
+    overhead: tuple[str, ...] = ()
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -136,8 +174,7 @@ class Architecture:
     def sites(self, groups: Sequence[str] | None = None) -> Iterator[Site]:
         """All sites, or those of the named groups, in the order the forward reaches them."""
         for layer in self.layers:
-            kinds = [TOKEN, SELF_HEAD] + ([CROSS_HEAD] if layer.cross_attention else [])
-            for kind in kinds:
+            for kind in (TOKEN, *(kind for kind, _ in layer.attentions)):
                 site = Site(layer.stream, layer.index, kind)
-                if groups is None or site.group in groups:
+                if kind in layer.kinds and (groups is None or site.group in groups):
                     yield site

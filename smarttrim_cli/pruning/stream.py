@@ -1,11 +1,13 @@
 """The state of one stream while it flows through the layers, in the modes ``masked`` and ``packed``.
 
-Legend: B batch, N padded tokens of an instance, T kept tokens of the whole batch laid end to end, D width.
-Token 0 of every instance is its CLS; it is never dropped.
+Legend: B rows of a batch, N padded tokens of a row, T kept tokens of the whole batch end to end, D width.
+Token 0 of every row is its CLS; it is never dropped. A stream without a CLS token (``has_cls`` False) keeps
+token 0 all the same, so that it is never empty, and the mean of its kept tokens serves as CLS.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,14 +21,29 @@ class MaskedStream:
     Attributes:
         valid_BN: Boolean, False on padding.
         keep_BN: Float straight-through mask, 1 keep, 0 drop, 0 on padding; monotone over layers.
+        has_cls: Whether token 0 is a CLS.
     """
 
     valid_BN: Tensor
     keep_BN: Tensor
+    has_cls: bool = True
 
     def cls_BD(self, hidden_BND: Tensor) -> Tensor:
-        """CLS of every instance."""
-        return hidden_BND[:, 0]
+        """CLS of every row."""
+        if self.has_cls:
+            return hidden_BND[:, 0]
+        weights_B1N = self.keep_BN.unsqueeze(1).to(hidden_BND.dtype)
+        return (weights_B1N @ hidden_BND).squeeze(1) / weights_B1N.sum(-1)
+
+    def rows(self, index: Sequence[int]) -> tuple[MaskedStream, Tensor]:
+        """Some of the rows, in the order given, and what ``take`` needs to do the same to hidden states."""
+        index_R = torch.tensor(index, device=self.keep_BN.device)
+        return replace(self, valid_BN=self.valid_BN[index_R], keep_BN=self.keep_BN[index_R]), index_R
+
+    @staticmethod
+    def take(hidden_BND: Tensor, index_R: Tensor) -> Tensor:
+        """Hidden states of chosen rows."""
+        return hidden_BND[index_R]
 
     def spread(self, per_instance: Tensor) -> Tensor:
         """(B, ...) to (B, 1, ...): one row for all tokens of an instance."""
@@ -56,6 +73,7 @@ class PackedStream:
         segment_T: Instance that a token belongs to.
         positions_T: The token's original position.
         size: Padded number of tokens N per instance, before trimming.
+        has_cls: Whether a row's first token is a CLS.
     """
 
     lengths: tuple[int, ...]
@@ -63,10 +81,30 @@ class PackedStream:
     segment_T: Tensor
     positions_T: Tensor
     size: int
+    has_cls: bool = True
 
     def cls_BD(self, hidden_1TD: Tensor) -> Tensor:
-        """CLS of every instance."""
-        return hidden_1TD[0, self.starts_B]
+        """CLS of every row."""
+        if self.has_cls:
+            return hidden_1TD[0, self.starts_B]
+        return torch.stack([rows.mean(0) for rows in hidden_1TD[0].split(self.lengths)])
+
+    def rows(self, index: Sequence[int]) -> tuple[PackedStream, Tensor]:
+        """Some of the rows, in the order given, and what ``take`` needs to do the same to hidden states."""
+        starts = self.starts_B.tolist()
+        device = self.positions_T.device
+        index_T = torch.cat(
+            [torch.arange(starts[row], starts[row] + self.lengths[row], device=device) for row in index]
+        )
+        lengths_B = torch.tensor([self.lengths[row] for row in index], device=device)
+        segment_T = torch.repeat_interleave(torch.arange(len(index), device=device), lengths_B)
+        positions_T = self.positions_T[index_T]
+        return packed_from(segment_T, positions_T, len(index), self.size, self.has_cls), index_T
+
+    @staticmethod
+    def take(hidden_1TD: Tensor, index_T: Tensor) -> Tensor:
+        """Hidden states of chosen tokens."""
+        return hidden_1TD[:, index_T]
 
     def spread(self, per_instance: Tensor) -> Tensor:
         """(B, ...) to (1, T, ...): every token sees its instance's row."""
@@ -89,31 +127,33 @@ class PackedStream:
         """The stream without the dropped tokens, and the indices of those that stay."""
         index_K = keep_T.nonzero().squeeze(1)
         return packed_from(
-            self.segment_T[index_K], self.positions_T[index_K], len(self.lengths), self.size
+            self.segment_T[index_K], self.positions_T[index_K], len(self.lengths), self.size, self.has_cls
         ), index_K
 
 
 Stream = MaskedStream | PackedStream
 
 
-def packed_from(segment_T: Tensor, positions_T: Tensor, batch: int, size: int) -> PackedStream:
-    """Derive lengths and starts from the segment of every token (sorted by instance)."""
+def packed_from(
+    segment_T: Tensor, positions_T: Tensor, batch: int, size: int, has_cls: bool = True
+) -> PackedStream:
+    """Derive lengths and starts from the segment of every token (sorted by row)."""
     lengths_B = torch.bincount(segment_T, minlength=batch)
     starts_B = lengths_B.cumsum(0) - lengths_B
-    return PackedStream(tuple(lengths_B.tolist()), starts_B, segment_T, positions_T, size)
+    return PackedStream(tuple(lengths_B.tolist()), starts_B, segment_T, positions_T, size, has_cls)
 
 
-def begin_masked(valid_BN: Tensor) -> MaskedStream:
+def begin_masked(valid_BN: Tensor, has_cls: bool = True) -> MaskedStream:
     """A stream in which every real token is kept."""
-    return MaskedStream(valid_BN, valid_BN.float())
+    return MaskedStream(valid_BN, valid_BN.float(), has_cls)
 
 
-def begin_packed(valid_BN: Tensor) -> tuple[PackedStream, Tensor]:
+def begin_packed(valid_BN: Tensor, has_cls: bool = True) -> tuple[PackedStream, Tensor]:
     """A stream without padding, and the flat indices (into B*N) of its tokens."""
     batch, size = valid_BN.shape
     index_T = valid_BN.flatten().nonzero().squeeze(1)
     segment_T = torch.div(index_T, size, rounding_mode="floor")
-    return packed_from(segment_T, torch.remainder(index_T, size), batch, size), index_T
+    return packed_from(segment_T, torch.remainder(index_T, size), batch, size, has_cls), index_T
 
 
 def with_keep(stream: MaskedStream, keep_BN: Tensor) -> MaskedStream:

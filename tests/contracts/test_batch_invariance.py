@@ -29,11 +29,12 @@ def assert_same(one: Forward, row: int, batch: Forward, index: int) -> bool:
     """Row of one forward equals row of another; False where a score lies too near the threshold to tell."""
     if min(tiny.margin_B(f.decisions, len(f.output))[i] for f, i in ((one, row), (batch, index))) < 1e-4:
         return False
-    for name, keep in one.decisions.keep.items():
-        expected = batch.decisions.keep[name][index]
-        length = min(keep.shape[1], expected.shape[0])
-        assert torch.equal(keep[row, :length], expected[:length]), name
-        assert not keep[row, length:].any() and not expected[length:].any()
+    wanted = batch.decisions.instance(index).keep
+    for name, keep in one.decisions.instance(row).keep.items():
+        expected = wanted[name]
+        length = min(keep.shape[1], expected.shape[1])
+        assert torch.equal(keep[:, :length], expected[:, :length]), name
+        assert not keep[:, length:].any() and not expected[:, length:].any()
     assert_close(one.output[row], batch.output[index], **EXACT)
     return True
 
@@ -52,12 +53,12 @@ def test_alone_is_in_a_batch(variant: Variant, pair: tuple[str, str], mode: str)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("pair", tiny.pairs(), ids="+".join)
 def test_any_order_and_any_batch_mates(pair: tuple[str, str], mode: str) -> None:
-    for variant in tiny.first_variants():
+    for variant in tiny.one_per_form():
         model = tiny.attach(variant.build(), *pair)
         inputs, ids = tiny.ragged_inputs(model.backbone), tiny.ids()
         batch = run(model, inputs, mode, ids)
         for order in ([4, 2, 0, 3, 1], [3, 3, 1]):
-            mixed = run(model, {name: t[order] for name, t in inputs.items()}, mode, ids[order])
+            mixed = run(model, tiny.chosen(inputs, order), mode, ids[order])
             same = [assert_same(mixed, row, batch, i) for row, i in enumerate(order)]
             assert sum(same) >= len(order) - 1
 
@@ -67,7 +68,9 @@ def test_any_order_and_any_batch_mates(pair: tuple[str, str], mode: str) -> None
 def test_more_padding_changes_nothing(variant: Variant, mode: str) -> None:
     model = tiny.attach(variant.build(), *tiny.pairs()[0])
     inputs, padded = (tiny.ragged_inputs(model.backbone, extra=extra) for extra in (0, 5))
-    assert padded["input_ids"].shape[1] == inputs["input_ids"].shape[1] + 5
+    if "input_ids" not in inputs:
+        pytest.skip("no text to pad")
+    assert padded["input_ids"].shape[-1] == inputs["input_ids"].shape[-1] + 5
     few, many = run(model, inputs, mode, tiny.ids()), run(model, padded, mode, tiny.ids())
     if mode == "full":
         assert_close(many.output, few.output, **EXACT)
@@ -77,9 +80,11 @@ def test_more_padding_changes_nothing(variant: Variant, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_what_stands_on_padding_does_not_matter(mode: str) -> None:
-    for variant in tiny.first_variants():
+    for variant in tiny.one_per_form():
         model = tiny.attach(variant.build(), *tiny.pairs()[0])
         inputs = tiny.ragged_inputs(model.backbone)
+        if "input_ids" not in inputs:
+            continue
         other = {**inputs, "input_ids": inputs["input_ids"].clone()}
         other["input_ids"][inputs["attention_mask"] == 0] = 17
         first, second = (run(model, each, mode, tiny.ids()) for each in (inputs, other))

@@ -31,7 +31,7 @@ class Traced(nn.Module):
         if forward.context is None:
             return [forward.output]
         heads = [mask for mask in forward.context.head_log.values() if isinstance(mask, Tensor)]
-        return [forward.output, *heads]
+        return [forward.output, *heads, *forward.context.cls.values()]
 
 
 def measured(model: TrimmedModel, one: dict[str, Tensor], mode: str, replay: Decisions | None = None) -> int:
@@ -67,7 +67,7 @@ def test_trimmed_model_with_its_trimmers(variant: Variant, threshold: float) -> 
 
 @pytest.mark.parametrize("pair", tiny.pairs(), ids="+".join)
 def test_every_trimmer(pair: tuple[str, str]) -> None:
-    for variant in tiny.first_variants():
+    for variant in tiny.one_per_form():
         model = tiny.attach(variant.build(), *pair)
         for index in range(3):
             one = tiny.instance(tiny.ragged_inputs(model.backbone), index)
@@ -78,7 +78,7 @@ def test_every_trimmer(pair: tuple[str, str]) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_decisions_of_any_kind_without_trimmers_cost(seed: int) -> None:
     """Replayed decisions run no trimmer: the host's share is seen alone, and all-dropped modules occur."""
-    for variant in tiny.first_variants():
+    for variant in tiny.one_per_form():
         model = tiny.attach(variant.build(), *tiny.pairs()[0])
         inputs = tiny.ragged_inputs(model.backbone)
         replay = model(
@@ -93,11 +93,12 @@ def test_decisions_of_any_kind_without_trimmers_cost(seed: int) -> None:
 def _trimmer_macs(model: TrimmedModel, log: Decisions) -> list[float]:
     out = []
     for name, trimmer in model.sites.items():
-        stream, layer, _ = name.split(".")
-        before = (
-            log.valid[stream].sum() if layer == "0" else log.counts[f"{stream}.{int(layer) - 1}.token"].sum()
-        )
-        out.append(trimmer.fixed_macs() + float(before) * trimmer.token_macs())
+        stream, layer, kind = name.split(".")
+        rows = log.copies.get(stream, 1)
+        out.append(float(trimmer.fixed_macs() * rows))
+        if kind == "token":
+            seen = log.valid[stream] if layer == "0" else log.counts[f"{stream}.{int(layer) - 1}.token"]
+            out[-1] += float(seen.sum()) * trimmer.token_macs()
     return out
 
 
@@ -105,7 +106,7 @@ def _trimmer_macs(model: TrimmedModel, log: Decisions) -> list[float]:
 def test_macs_fall_as_the_threshold_rises(pair: tuple[str, str]) -> None:
     """Strictly so for random draws; learned scores change a little with what was dropped before."""
     slack = 1.0 if all(name.startswith("random") for name in pair) else 1.02
-    for variant in tiny.first_variants():
+    for variant in tiny.one_per_form():
         model = tiny.attach(variant.build(), *pair)
         inputs, means = tiny.ragged_inputs(model.backbone), []
         for threshold in (-1e9, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 1e9):
@@ -118,7 +119,7 @@ def test_macs_fall_as_the_threshold_rises(pair: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("pair", tiny.pairs(), ids="+".join)
 def test_macs_are_the_same_counted_in_either_mode(pair: tuple[str, str]) -> None:
-    for variant in tiny.first_variants():
+    for variant in tiny.one_per_form():
         model = tiny.attach(variant.build(), *pair)
         inputs = tiny.ragged_inputs(model.backbone)
         masked = model(inputs, "masked", instance_ids=tiny.ids()).decisions

@@ -6,15 +6,17 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from smarttrim_cli import registry
+from smarttrim_cli.pruning.model import Forward
 from tests import tiny
 from tests.tiny import Variant
 
 PAIRS = tiny.pairs()
 VARIANTS = tiny.variants()
-EXACT = {"rtol": 0.0, "atol": 1e-5}
+EXACT = {"rtol": 0.0, "atol": 5e-5}
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
@@ -74,10 +76,16 @@ def test_packed_is_masked_with_decisions_of_their_own(variant: Variant, pair: tu
     clear_B = tiny.margin_B(packed.decisions) > 1e-4
     assert clear_B.sum() >= 4
     for name, keep in masked.decisions.keep.items():
-        assert torch.equal(keep[clear_B], packed.decisions.keep[name][clear_B]), name
-        assert_close(masked.decisions.counts[name][clear_B], packed.decisions.counts[name].float()[clear_B])
+        for one, other in ((keep, packed.decisions.keep[name]), _counts(masked, packed, name)):
+            rows = (tiny.per_instance(packed.decisions, name, values)[clear_B] for values in (one, other))
+            assert_close(*rows, msg=name)
     assert_close(packed.output[clear_B], masked.output[clear_B], **EXACT)
-    assert (packed.output - model(inputs, "full").output).abs().amax(1).min() > 1e-2  # something was dropped
+    changed = (packed.output - model(inputs, "full").output).abs().flatten(1)
+    assert changed.amax(1).min() > 1e-2  # something was dropped
+
+
+def _counts(masked: Forward, packed: Forward, name: str) -> tuple[Tensor, Tensor]:
+    return masked.decisions.counts[name], packed.decisions.counts[name].float()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -87,16 +95,16 @@ def test_packed_is_masked_with_replayed_decisions(variant: Variant, seed: int) -
     inputs = tiny.ragged_inputs(model.backbone, seed)
     replay = tiny.random_decisions(model, inputs, seed)
     heads = [keep.sum(1) for name, keep in replay.keep.items() if name.endswith("head")]
-    assert torch.stack(heads).amin() == 0  # somewhere all heads are dropped
+    assert torch.cat(heads).amin() == 0  # somewhere all heads are dropped
     masked, packed = (model(inputs, mode, replay=replay) for mode in ("masked", "packed"))
     assert_close(packed.output, masked.output, **EXACT)
     for name, keep in masked.decisions.keep.items():
         assert torch.equal(keep, packed.decisions.keep[name]), name
     tokens = [count for name, count in packed.decisions.counts.items() if name.endswith("token")]
-    assert torch.stack(tokens).amin() == 1  # somewhere only the CLS is left
+    assert torch.cat(tokens).amin() == 1  # somewhere only the CLS is left
 
 
-@pytest.mark.parametrize("variant", tiny.first_variants(), ids=str)
+@pytest.mark.parametrize("variant", tiny.one_per_form(), ids=str)
 @pytest.mark.parametrize("drop", ["tokens", "heads", "everything"])
 def test_packed_is_masked_at_the_extremes(variant: Variant, drop: str) -> None:
     model = tiny.attach(variant.build(), *PAIRS[0])
@@ -118,10 +126,9 @@ def test_packed_is_masked_at_the_extremes(variant: Variant, drop: str) -> None:
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
 @pytest.mark.parametrize("mode", ["masked", "packed"])
 def test_decisions_are_monotone_and_keep_the_cls_and_no_padding(pair: tuple[str, str], mode: str) -> None:
-    model = tiny.attach(tiny.first_variants()[0].build(), *pair)
+    model = tiny.attach(tiny.meter(), *pair)
     log = model(tiny.ragged_inputs(model.backbone), mode, instance_ids=tiny.ids()).decisions
-    for stream in model.architecture.streams:
-        before = log.valid[stream]
+    for stream, before in log.valid.items():
         for layer in range(model.architecture.depth(stream)):
             keep = log.keep[f"{stream}.{layer}.token"]
             assert keep[:, 0].all()

@@ -14,7 +14,7 @@ from tests import tiny
 
 
 def model_and_batches(pair: tuple[str, str]) -> tuple[TrimmedModel, list[SimpleNamespace]]:
-    model = tiny.attach(tiny.first_variants()[0].build(), *pair)
+    model = tiny.attach(tiny.meter(), *pair)
     batches = []
     for seed in range(4):
         inputs = model.backbone.example_inputs(tiny.TEXT_TOKENS, batch=8, seed=seed)

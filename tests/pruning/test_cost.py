@@ -141,3 +141,87 @@ def test_a_longer_text_costs_more() -> None:
         _, full_B = instance_macs(model, model(tiny.ragged_inputs(model.backbone), "packed").decisions)
     order = sorted(range(len(tiny.LENGTHS)), key=tiny.LENGTHS.__getitem__)
     assert full_B[order].tolist() == sorted(full_B.tolist())
+
+
+DECODER = Architecture(
+    (
+        LayerSpec(
+            "decoder",
+            0,
+            "decoder",
+            20,
+            80,
+            SELF,
+            AttentionSpec("c", "hosted", 4, 5, memory_stream="vision", memory_layer=0, memory_width=20),
+            kinds=("self_head", "cross_head"),
+        ),
+        LayerSpec("vision", 0, "vision_encoder", 20, 80, AttentionSpec("v", "bert", 4, 5)),
+    ),
+    (FixedCost("vision_encoder", 10, "vision"),),
+    (TokenCost("head", "decoder", 0, 1000),),
+)
+# three beams, four steps from one token: 12 tokens, 3 * (1 + 2 + 3 + 4) = 30 pairs, 12 rows over all steps
+START = {"vision": 10, "decoder": 12, "decoder.pairs": 30, "decoder.row_calls": 12}
+
+
+def test_a_decoder_projects_its_memory_once_or_for_every_row_call() -> None:
+    parts = macs_by_part(DECODER, full_counts(DECODER, START))
+    own = 4 * 12 * 20 * 20 + 2 * 30 * 20
+    cross = 2 * 12 * 20 * 20 + 2 * 12 * 10 * 20
+    keys_values = 2 * 10 * 20 * 20
+    assert parts["decoder"] == own + cross + keys_values + 12 * 2 * 20 * 80
+    assert parts["head"] == 12 * 1000
+    published = macs_by_part(DECODER, full_counts(DECODER, START), as_published=True)
+    assert published["decoder"] - parts["decoder"] == 11 * keys_values
+    assert published["vision_encoder"] == parts["vision_encoder"]
+
+
+def test_only_a_decoders_heads_are_sites() -> None:
+    assert [site.name for site in DECODER.sites() if site.stream == "decoder"] == [
+        "decoder.0.self_head",
+        "decoder.0.cross_head",
+    ]
+    counts = planned_counts(DECODER, START, {"head.decoder": 0.5, "cross_head.decoder": 0.25})
+    assert counts["decoder.0.self_head"] == 2 and counts["decoder.0.cross_head"] == 1
+    assert counts["decoder.0.token"] == 12
+
+
+def test_rows_of_an_instance_are_summed() -> None:
+    """Two images per instance: plain numbers stand for each of them, tensors have a column each."""
+    two = Architecture(SMALL.layers, SMALL.fixed, SMALL.per_token, {"text": 2, "vision": 2})
+    start = {"text": 6, "vision": 10}
+    once, twice = (macs_by_part(each, full_counts(each, start)) for each in (SMALL, two))
+    assert twice["vision_encoder"] == 2 * once["vision_encoder"] and twice["head"] == once["head"]
+    columns = {name: torch.tensor([[float(value), float(value)]]) for name, value in start.items()}
+    measured = macs_by_part(two, full_counts(two, columns))
+    assert measured["text_encoder"].tolist() == [2 * once["text_encoder"]]
+    per_row = macs_by_part(DECODER, full_counts(DECODER, {**START, "vision.rows": 3}))
+    assert (
+        per_row["vision_encoder"] == 3 * macs_by_part(DECODER, full_counts(DECODER, START))["vision_encoder"]
+    )
+
+
+def test_what_only_trimming_needs_costs_the_full_model_nothing() -> None:
+    extra = Architecture(
+        (*SMALL.layers, LayerSpec("guidance", 0, "trimmers", 12, 30, SELF)), (), (), {}, ("guidance",)
+    )
+    start = {"text": 6, "vision": 10, "guidance": 6}
+    assert macs_by_part(extra, full_counts(extra, start))["trimmers"] == 0
+    assert macs_by_part(extra, full_counts(extra, start, trimming=True))["trimmers"] > 0
+
+
+def test_an_images_rows_as_memory() -> None:
+    """A second row of the vision stream is what a second cross-attention attends to."""
+    second = AttentionSpec("c", "hosted", 4, 5, "vision", 0, 20, memory_copy=1)
+    first = AttentionSpec("c", "hosted", 4, 5, "vision", 0, 20, memory_copy=0)
+    layer = LayerSpec("text", 0, "text_encoder", 20, 80, SELF, first, second_cross_attention=second)
+    counts = {
+        "text.0.token": torch.tensor([5.0]),
+        "vision.0.token": torch.tensor([[7.0, 3.0]]),
+        "text.0.self_head": 4,
+        "text.0.cross_head": 4,
+        "text.0.cross_head1": 2,
+    }
+    expected = attention_macs(SELF, 20, 5, 5, 4, 20) + 5 * 2 * 20 * 80
+    expected += attention_macs(first, 20, 5, 7, 4, 20) + attention_macs(second, 20, 5, 3, 2, 20)
+    assert layer_macs(layer, counts).tolist() == [expected]

@@ -70,7 +70,7 @@ def test_the_forward_mask_is_exactly_zero_or_one(dtype: torch.dtype) -> None:
 def test_a_random_baseline_trains_at_the_share_it_is_evaluated_at(
     noise: float,
 ) -> None:
-    model = tiny.attach(tiny.first_variants()[0].build(), "random_token", "random_head", kept=0.8)
+    model = tiny.attach(tiny.meter(), "random_token", "random_head", kept=0.8)
     heads = {name: sites_heads(model, Site.parse(name)) for name in model.sites if name.endswith("head")}
     inputs = model.backbone.example_inputs(20, batch=100)
     torch.manual_seed(0)

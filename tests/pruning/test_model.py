@@ -56,7 +56,7 @@ def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
 
 
 def spied() -> TrimmedModel:
-    host = tiny.first_variants()[0].build()
+    host = tiny.meter()
     architecture = host.architecture()
     groups = sorted({site.group for site in architecture.sites()})
     return TrimmedModel(host, build_trimmers(architecture, groups, Spy, Spy)).eval()
@@ -107,7 +107,7 @@ def test_the_question_guides_with_its_final_cls() -> None:
             self.guide = first.guide_cls_BD
             return first.tokens.new_ones(first.tokens.shape[:-1])
 
-    host = tiny.first_variants()[0].build()
+    host = tiny.meter()
     model = TrimmedModel(host, build_trimmers(host.architecture(), ["token.vision"], Guided, None)).eval()
     inputs = tiny.ragged_inputs(host)
     final = host.text_transformer(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state[:, 0]

@@ -92,8 +92,3 @@ def test_removable_tokens_and_single_instances() -> None:
     one = log.instance(2)
     assert one.keep["text.0.self_head"].tolist() == [[False, False, True]]
     assert one.counts["text.0.token"].tolist() == [4] and one.valid["text"].shape == (1, 4)
-
-
-def test_detached_decisions_carry_no_gradient() -> None:
-    counts = {"text.0.token": torch.ones(2, requires_grad=True) * 2}
-    assert not Decisions(counts=counts).detach().counts["text.0.token"].requires_grad

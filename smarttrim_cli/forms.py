@@ -1,0 +1,73 @@
+"""What a task asks of a backbone: the form of the model, and how it decodes.
+
+A backbone says which forms it has (``FORMS``), and in which way it answers there: it ``classifies`` (one row
+of logits per instance), ``matches`` (one score per pair of image and text) or ``generates`` text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+CLASSIFIES, MATCHES, GENERATES = "classifies", "matches", "generates"
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How text is generated or ranked.
+
+    Attributes:
+        num_beams: Beams of the search; 1 is greedy.
+        max_length: Most tokens of an output, the prompt's included.
+        min_length: Fewest, the prompt's included; the end token is not allowed before.
+        num_candidates: Candidates that the first token's probability pre-selects when answers are ranked.
+        rank: Whether answers are chosen among given candidates (as published for VQA) or written freely.
+    """
+
+    num_beams: int = 3
+    max_length: int = 20
+    min_length: int = 5
+    num_candidates: int = 128
+    rank: bool = False
+
+
+@dataclass(frozen=True)
+class Form:
+    """The model that a task needs.
+
+    Attributes:
+        name: ``vqa``, ``nlvr2``, ``snli_ve``, ``retrieval`` or ``captioning``; it names the head.
+        num_labels: Classes, where the model classifies.
+        images: Images per instance.
+        text_tokens: Typical number of text tokens, special ones included: for predictions without data.
+        prompt_tokens: Tokens that a generated text starts with.
+        new_tokens: Typical number of decoding steps, where the model generates: for predictions without data.
+        decoding: How it decodes; None where it does not.
+    """
+
+    name: str
+    num_labels: int = 2
+    images: int = 1
+    text_tokens: int = 10
+    prompt_tokens: int = 1
+    new_tokens: int = 0
+    decoding: Decoding | None = None
+
+    def with_fixed_steps(self) -> Form:
+        """The form that generates exactly ``new_tokens`` tokens, whatever the weights say: for costs."""
+        if self.decoding is None:
+            return self
+        length = self.prompt_tokens + self.new_tokens
+        return replace(
+            self, decoding=replace(self.decoding, min_length=length, max_length=length, rank=False)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for ``config.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Form:
+        """Inverse of :meth:`to_dict`."""
+        decoding = content.get("decoding")
+        return cls(**{**content, "decoding": None if decoding is None else Decoding(**decoding)})
