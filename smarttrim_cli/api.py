@@ -16,6 +16,8 @@ from smarttrim_cli.engine.inference import device_of
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.pruning.decisions import Decisions
 
+Picture = str | Path | Image.Image
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -56,39 +58,43 @@ class TrimmedVlm:
         self.bundle.model.to(device)
         return self
 
-    def predict(self, image: str | Path | Image.Image, text: str, *, full: bool = False) -> Prediction:
-        """Answer a question about one image.
+    def predict(
+        self, image: Picture | Sequence[Picture], text: str = "", *, full: bool = False
+    ) -> Prediction:
+        """Answer one question, judge one statement, or describe one image.
 
         Args:
-            image: A file or a PIL image.
-            text: The question.
+            image: A file or a PIL image; as many of them as the task takes (two for NLVR2).
+            text: The question or statement; nothing for captioning.
             full: Run the untrimmed model.
         """
-        return self.predict_batch([image], [text], full=full)[0]
+        images = [image] if isinstance(image, str | Path | Image.Image) else list(image)
+        return self.predict_batch(images, [text], full=full)[0]
 
     @torch.inference_mode()
     def predict_batch(
-        self, images: Sequence[str | Path | Image.Image], texts: Sequence[str], *, full: bool = False
+        self, images: Sequence[Picture], texts: Sequence[str], *, full: bool = False
     ) -> list[Prediction]:
         """Answer one question per image; the decisions of an instance do not depend on its batch-mates.
 
         Args:
-            images: Files or PIL images.
-            texts: As many questions.
+            images: Files or PIL images; where an instance takes two, one instance after the other.
+            texts: One per instance.
             full: Run the untrimmed model.
 
         Raises:
-            UserError: An image cannot be read.
+            UserError: An image cannot be read, or there are not as many as the texts need.
         """
-        if len(images) != len(texts):
-            raise ValueError(f"{len(images)} images but {len(texts)} texts")
-        inputs = self.bundle.processor([_open(image) for image in images], texts)
+        opened = [_open(image) for image in images]
+        inputs = self.bundle.task.inputs(opened, texts, self.bundle.processor)
         inputs = {name: tensor.to(device_of(self.model)) for name, tensor in inputs.items()}
         answers = self.bundle.model(inputs, "full" if full else "packed")
         decided = self.bundle.model(inputs, "packed").decisions if full else answers.decisions
         spent_B, full_B = instance_macs(self.bundle.model, decided)
         results = []
-        for index, (answer, score) in enumerate(self.bundle.task.answer(answers.output)):
+        for index, (answer, score) in enumerate(
+            self.bundle.task.answer(answers.output, self.bundle.processor)
+        ):
             cost = float(full_B[index] if full else spent_B[index]) / 1e9
             kept = None if full else decided.instance(index)
             results.append(Prediction(answer, score, cost, float(full_B[index]) / 1e9, kept))
@@ -110,7 +116,7 @@ def load(path: str | Path, device: str | torch.device | None = None) -> TrimmedV
     return model.to(device) if device is not None else model
 
 
-def _open(image: str | Path | Image.Image) -> Image.Image:
+def _open(image: Picture) -> Image.Image:
     return to_rgb(image) if isinstance(image, Image.Image) else load_rgb(Path(image), sample_id=image)
 
 

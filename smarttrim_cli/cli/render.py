@@ -79,7 +79,7 @@ def _estimates(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _versus(result: Mapping[str, Any]) -> list[str]:
     """Paired differences: trimmed against full, and against the baselines at equal MACs."""
-    lines = []
+    lines, metric = [], result.get("metric", "accuracy")
     if result.get("difference"):
         lines.append(f"trimmed minus full: {_interval(result['difference'])}")
     evaluated = result.get("eval")
@@ -89,13 +89,13 @@ def _versus(result: Mapping[str, Any]) -> list[str]:
     rows = [
         (
             name,
-            *(other.get(key) for key in ("accuracy", "gmacs", "speedup")),
+            *(other.get(key) for key in (metric, "gmacs", "speedup")),
             _interval(other["trimmed_minus_this"]),
         )
         for name, other in (result.get("baselines") or {}).items()
     ]
     if rows:
-        header = ("baseline", "accuracy", "gmacs", "macs speedup", "trimmed minus baseline (95 % interval)")
+        header = ("baseline", metric, "gmacs", "macs speedup", "trimmed minus baseline (95 % interval)")
         lines.append(table(header, rows))
     return lines
 
@@ -116,6 +116,11 @@ def plan(result: Mapping[str, Any]) -> str:
     cost = f"predicted GMACs per instance: full {format_value(full)}"
     if trimmed is not None:
         cost += f", trimmed {format_value(trimmed)} ({format_value(speedup)}x fewer)"
+    before, after = (result.get(f"{side}_gmacs_as_published") for side in ("full", "trimmed"))
+    if before and after:
+        values = [format_value(value) for value in (before, after, before / after)]
+        cost += "\nthe same as published (keys and values of the image projected for every beam and step): "
+        cost += f"full {values[0]}, trimmed {values[1]} ({values[2]}x fewer)"
     return "\n".join([*parts, cost])
 
 

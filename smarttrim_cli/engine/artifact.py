@@ -7,6 +7,7 @@ beside them tokenizer, preprocessing and label vocabulary. No pickles.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,14 @@ from smarttrim_cli.data.files import read_json
 from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.engine.files import write_json
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.forms import Form
 from smarttrim_cli.pruning.model import TrimmedModel, build_trimmers
 from smarttrim_cli.tasks.base import Task
 from smarttrim_cli.trimmers.base import SiteInfo, Trimmer
 
 CONFIG, WEIGHTS, TRIMMERS = "config.json", "model.safetensors", "trimmers.safetensors"
 FORMAT = "smarttrim-model"
-_KEYS = ("backbone", "task", "num_labels", "trimmers", "threshold")
+_KEYS = ("backbone", "task", "form", "trimmers", "threshold")
 BUILTIN = Path(__file__).parent.parent / "assets"
 
 
@@ -187,27 +189,50 @@ def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log:
     """
     config = read_config(folder)
     section = dict(task_options) if task_options is not None else config["task"]
-    task = registry.load("tasks", section["name"]).build(registry.options("tasks", section), log)
+    form = Form.from_dict(config["form"])
+    task = build_task(section, config["backbone"]["name"], log)
+    if task.form_name != form.name:
+        raise UserError(
+            f"the model is for {form.name}, task {section['name']!r} needs one for {task.form_name}",
+            where="task.name",
+        )
     task.prepare_labels(folder)
-    backbone = build_backbone(config["backbone"], config["num_labels"])
+    backbone = build_backbone(config["backbone"], dataclasses.replace(task.form, num_labels=form.num_labels))
     load_into(backbone, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
     trimmer_config = TrimmerConfig(**config["trimmers"])
     model = TrimmedModel(backbone, trimmers_for(backbone, trimmer_config))
     if model.sites:
         load_trimmers(model, folder)
     model.eval()
-    if task.num_labels != config["num_labels"]:
+    if task.form.num_labels != form.num_labels:
         raise UserError(
-            f"the label vocabulary has {task.num_labels} entries, the model {config['num_labels']}",
+            f"the label vocabulary has {task.form.num_labels} entries, the model {form.num_labels}",
             where=str(folder),
         )
     return Bundle(model, task, Processor.load(folder), config)
 
 
-def build_backbone(section: Mapping[str, Any], num_labels: int) -> nn.Module:
-    """A backbone from its recipe section, with random weights."""
+def build_backbone(section: Mapping[str, Any], form: Form) -> nn.Module:
+    """A backbone from its recipe section, with random weights, in the form that a task needs."""
     options = registry.options("backbones", section)
-    return registry.load("backbones", section["name"]).build(options, num_labels)  # type: ignore[no-any-return]
+    return registry.load("backbones", section["name"]).build(options, form)  # type: ignore[no-any-return]
+
+
+def build_task(section: Mapping[str, Any], backbone: str, log: Any) -> Task:
+    """A task from its recipe section, for the way in which a backbone answers it.
+
+    Raises:
+        UserError: The backbone has no form for the task.
+    """
+    plugin = registry.load("tasks", section["name"])
+    forms = registry.load("backbones", backbone).FORMS
+    if plugin.FORM not in forms:
+        raise UserError(
+            f"backbone {backbone} has no form for task {section['name']!r}",
+            where="task.name",
+            hint=f"it has: {', '.join(forms)}",
+        )
+    return plugin.build(registry.options("tasks", section), log, forms[plugin.FORM])  # type: ignore[no-any-return]
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

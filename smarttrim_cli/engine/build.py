@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,46 +10,19 @@ import torch
 from smarttrim_cli import registry
 from smarttrim_cli.data.images import Preprocess
 from smarttrim_cli.data.processor import Processor, load_tokenizer, train_word_tokenizer
-from smarttrim_cli.engine.artifact import (
-    Bundle,
-    TrimmerConfig,
-    build_backbone,
-    load_into,
-    read_config,
-    read_tensors,
-    resolve_checkpoint,
-    trimmers_for,
-)
+from smarttrim_cli.data.word_tokenizer import extend_word_tokenizer
+from smarttrim_cli.engine.artifact import Bundle, TrimmerConfig, build_backbone, build_task, trimmers_for
+from smarttrim_cli.engine.starting import FOLDER, Start, backbone_section, load_start, start_of
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.plan import PROPORTIONS, Plan, make_plan
 from smarttrim_cli.recipe import Plugin, Pruning, Recipe
 from smarttrim_cli.tasks.base import Task
 
-TYPICAL_TEXT_TOKENS = 10
-"""Text tokens, special ones included, when there is no data to count: the paper's VQA figure."""
-
 
 def section_of(plugin: Plugin) -> dict[str, Any]:
     """A plug-in section as a plain mapping."""
     return {"name": plugin.name, **plugin.options_dict()}
-
-
-@dataclass
-class Start:
-    """Where a run starts: the folder of its checkpoint and the configuration there, or None for both."""
-
-    folder: Path | None
-    config: dict[str, Any] | None
-
-
-def start_of(recipe: Recipe) -> Start:
-    """The checkpoint that a recipe names, if any."""
-    name = recipe.backbone.options_dict().get("checkpoint")
-    if name is None:
-        return Start(None, None)
-    folder = resolve_checkpoint(name)
-    return Start(folder, read_config(folder))
 
 
 def build(recipe: Recipe, log: Any) -> Bundle:
@@ -64,25 +36,18 @@ def build(recipe: Recipe, log: Any) -> Bundle:
     """
     start = start_of(recipe)
     torch.manual_seed(recipe.seed)
-    task = registry.load("tasks", recipe.task.name).build(
-        registry.options("tasks", section_of(recipe.task)), log
-    )
-    task.prepare_labels(start.folder)
-    section = backbone_section(recipe, start)
-    if start.folder is not None:
-        processor = Processor.load(start.folder)
-    else:
-        processor = new_processor(section, task)
-        section = with_vocabulary(section, len(processor.tokenizer))
-    backbone = build_backbone(section, task.num_labels)
-    if start.folder is not None:
-        weights = start.folder / "model.safetensors"
-        load_into(backbone, read_tensors(weights), str(weights))
+    task = build_task(section_of(recipe.task), recipe.backbone.name, log)
+    task.prepare_labels(start.labels_folder(task.form_name))
+    section = backbone_section(section_of(recipe.backbone), start)
+    processor = _processor(section, start, task)
+    section = registry.load("backbones", section["name"]).fit_to_tokenizer(section, processor.tokenizer)
+    backbone = build_backbone(section, task.form)
+    load_start(section["name"], backbone, start, log)
     model = attach(recipe, backbone)
     config = {
         "backbone": section,
         "task": section_of(recipe.task),
-        "num_labels": task.num_labels,
+        "form": task.form.to_dict(),
         "trimmers": vars(trimmer_config(recipe.pruning)),
     }
     return Bundle(model, task, processor, config)
@@ -96,28 +61,6 @@ def attach(recipe: Recipe, backbone: torch.nn.Module) -> TrimmedModel:
     return model
 
 
-def backbone_section(recipe: Recipe, start: Start) -> dict[str, Any]:
-    """The backbone's section; with a checkpoint the stored one, which the recipe must not contradict."""
-    asked = section_of(recipe.backbone)
-    if start.config is None:
-        return asked
-    stored = {**start.config["backbone"], "checkpoint": None}
-    if asked["name"] != stored["name"]:
-        raise UserError(
-            f"the checkpoint is of backbone {stored['name']!r}, the recipe of {asked['name']!r}",
-            where="backbone.name",
-        )
-    wanted, known = (registry.options("backbones", section).model_dump() for section in (asked, stored))
-    for key in asked.keys() & wanted.keys() - {"checkpoint"}:
-        if wanted[key] != known[key]:
-            raise UserError(
-                f"{key} is {wanted[key]!r} in the recipe but {known[key]!r} in the checkpoint",
-                where=f"backbone.{key}",
-                hint="leave it out: with a checkpoint, sizes come from there",
-            )
-    return stored
-
-
 def completed(recipe: Recipe, bundle: Bundle) -> Recipe:
     """The recipe with the backbone as it was built: sizes come from a checkpoint, not from the defaults."""
     checkpoint = recipe.backbone.options_dict().get("checkpoint")
@@ -125,25 +68,26 @@ def completed(recipe: Recipe, bundle: Bundle) -> Recipe:
     return recipe.model_copy(update={"backbone": backbone}) if checkpoint else recipe
 
 
-def with_vocabulary(section: dict[str, Any], size: int) -> dict[str, Any]:
-    """The backbone's section with at least so many word embeddings."""
-    text = dict(section.get("text", {}))
-    config = dict(text.get("config", {}))
-    if config and config.get("vocab_size", 0) < size:
-        config["vocab_size"] = size
-        text["config"] = config
-        return {**section, "text": text}
-    return section
-
-
-def new_processor(section: dict[str, Any], task: Task) -> Processor:
-    """Tokenizer and preprocessing of a model that starts without a checkpoint folder."""
-    options = registry.options("backbones", section)
+def _processor(section: dict[str, Any], start: Start, task: Task) -> Processor:
+    """Tokenizer and preprocessing: those of the checkpoint, if it has any."""
+    plugin, options = registry.load("backbones", section["name"]), registry.options("backbones", section)
+    if start.kind == FOLDER:
+        assert start.path is not None and start.form is not None
+        processor = Processor.load(start.path)
+        if options.tokenizer == "train" and start.form.name != task.form_name:
+            texts = task.texts(task.split_name("train"))
+            return replace(
+                processor,
+                tokenizer=extend_word_tokenizer(processor.tokenizer, texts),
+                max_text_length=options.max_text_length,
+            )
+        return processor
     if options.tokenizer == "train":
         tokenizer: Any = train_word_tokenizer(task.texts(task.split_name("train")))
     else:
         tokenizer = load_tokenizer(options.tokenizer)
-    preprocess = Preprocess(size=options.image_size, mode="shorter_side_center_crop")
+    normalisation = plugin.normalisation(options) if hasattr(plugin, "normalisation") else {}
+    preprocess = Preprocess(size=options.image_size, mode=plugin.PREPROCESS, **normalisation)
     return Processor(tokenizer, preprocess, options.max_text_length)
 
 
@@ -172,8 +116,14 @@ def plan_for(recipe: Recipe, bundle: Bundle) -> Plan:
 
 
 def plan_for_model(recipe: Recipe, model: TrimmedModel, text_tokens: float) -> Plan:
-    """Targets of a run and predicted MACs, for an instance with so many text tokens."""
+    """Targets of a run and predicted MACs, for an instance with so many text tokens.
+
+    Raises:
+        UserError: The recipe asks for something to be removed that this model has no trimmers for.
+    """
     pruning = recipe.pruning
+    if pruning is not None and pruning.target_sparsity is not None:
+        _refuse_missing_groups(pruning.target_sparsity.groups(), model)
     return make_plan(
         model.architecture,
         model.sites,
@@ -184,9 +134,28 @@ def plan_for_model(recipe: Recipe, model: TrimmedModel, text_tokens: float) -> P
     )
 
 
+def _refuse_missing_groups(removed: dict[str, float], model: TrimmedModel) -> None:
+    there = {site.group for site in model.architecture.sites()}
+    missing = [group for group, share in removed.items() if share > 0 and group not in there]
+    cross = {group: removed[group] for group in there if group.startswith("cross")}
+    if cross and len({removed[group] for group in removed if group.startswith("cross")}) == 1:
+        missing = [
+            group for group in missing if not group.startswith("cross")
+        ]  # one number for all there are
+    if missing:
+        raise UserError(
+            f"target_sparsity asks for {missing[0]} = {removed[missing[0]]}, but this model has nothing of "
+            f"the kind for this task",
+            where="pruning.target_sparsity",
+            hint=f"it has: {', '.join(sorted(there))}",
+        )
+
+
 def mean_text_tokens(bundle: Bundle, most: int = 500) -> float:
     """Mean number of text tokens of a training instance, special ones included."""
-    texts = bundle.task.texts(bundle.task.split_name("train"))
+    texts = bundle.task.questions(bundle.task.split_name("train"))
+    if not texts:  # what the backbone reads is always the same
+        return float(bundle.task.form.text_tokens)
     chosen = texts[:: max(len(texts) // most, 1)]
     encoded = bundle.processor.tokenizer(chosen, truncation=True, max_length=bundle.processor.max_text_length)
     return sum(len(ids) for ids in encoded["input_ids"]) / len(chosen)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from smarttrim_cli import registry
-from smarttrim_cli.engine.artifact import Bundle, load_model
+from smarttrim_cli.engine.artifact import Bundle, build_task, load_model
 from smarttrim_cli.engine.build import section_of
 from smarttrim_cli.engine.devices import best_device
 from smarttrim_cli.engine.files import check_writable, finite, write_json, write_text
 from smarttrim_cli.engine.inference import Predictions, batches, predict, to_device
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import find_subject, require_model
-from smarttrim_cli.engine.scores import collapse_warning, paired, score_records, score_summary
+from smarttrim_cli.engine.scores import as_published, collapse_warning, paired, score_summary
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.calibrate import calibrate, measured_speedup
 from smarttrim_cli.pruning.model import TrimmedModel, site_info
@@ -51,8 +51,9 @@ def evaluate(
         reporter: Receives messages and progress.
 
     Returns:
-        ``full`` and ``trimmed`` with score, standard error, scores by type and GMACs; ``difference``
-        (trimmed minus full, paired, 95 % interval); ``speedup.macs``; ``baselines``; ``split`` and ``count``.
+        ``metric`` (name of the main one); ``full`` and ``trimmed`` with score, standard error, scores by type
+        and GMACs; ``difference`` (trimmed minus full, paired, 95 % interval); ``speedup.macs``;
+        ``baselines``; ``split`` and ``count``.
     """
     reporter = reporter or SilentReporter()
     check_writable(predictions_out, "--predictions-out")
@@ -86,13 +87,15 @@ def evaluate(
 def _report(bundle: Bundle, results: dict[str, Predictions], split: str) -> dict[str, Any]:
     task = bundle.task
     full = results["full"]
-    report: dict[str, Any] = {"split": split, "count": len(full.records), "full": score_summary(task, full)}
+    report: dict[str, Any] = {"split": split, "count": len(full.records), "metric": task.metric}
+    report["full"] = score_summary(task, full)
     trimmed = results.get("packed")
     if trimmed is None:
         return report
     count = len(trimmed.macs)
     report["full"]["gmacs"] = sum(trimmed.full_macs) / count / 1e9
     report["full"]["gmacs_by_part"] = {part: macs / count / 1e9 for part, macs in trimmed.full_parts.items()}
+    report["full"] |= as_published(trimmed, full=True)
     report["trimmed"] = score_summary(task, trimmed)
     report["full"]["gmacs_from"] = report["trimmed"]["gmacs_from"] = "cost model"
     if task.metric in report["full"]:
@@ -184,19 +187,18 @@ def _write(
 
 def _rescore(recipe: Recipe, path: Path, split: str | None, reporter: Reporter) -> dict[str, Any]:
     """Scores of stored predictions; no model is needed."""
-    options = registry.options("tasks", section_of(recipe.task))
-    task = registry.load("tasks", recipe.task.name).build(options, reporter.message)
+    task = build_task(section_of(recipe.task), recipe.backbone.name, reporter.message)
     name = task.split_name(split or recipe.evaluate.split)
     stored = read_records(path)
     trimmed = task.rescore(stored, name)
     report: dict[str, Any] = {
         "split": name,
         "count": len(stored),
-        "trimmed": score_records(task.metric, trimmed),
+        "trimmed": task.summarize(trimmed),
     }
     if all("full_prediction" in record for record in stored):
         swapped: list[Record] = [{**record, "prediction": record["full_prediction"]} for record in stored]
         full = task.rescore(swapped, name)
-        report["full"] = score_records(task.metric, full)
+        report["full"] = task.summarize(full)
         report["difference"] = paired(trimmed, full)
     return report

@@ -12,7 +12,7 @@ from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.loading import Loader
 from smarttrim_cli.engine.report import Reporter
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.pruning.cost import full_counts, instance_macs, macs_by_part, measured_counts
+from smarttrim_cli.pruning.cost import double_counts, full_counts, instance_macs, macs_by_part, start_of
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.objective import kept_fractions, sites_heads
@@ -52,6 +52,7 @@ class Predictions:
         records: Predictions with scores.
         macs: MACs of every instance as run.
         full_macs: MACs the full model would have cost it.
+        published: Where text is generated: the same two as the official code of decoders would count them.
         parts: MACs per part, summed over instances.
         full_parts: The same for the full model.
         kept: Kept fraction per group.
@@ -60,6 +61,7 @@ class Predictions:
     records: list[Record] = field(default_factory=list)
     macs: list[float] = field(default_factory=list)
     full_macs: list[float] = field(default_factory=list)
+    published: list[tuple[float, float]] = field(default_factory=list)
     parts: dict[str, float] = field(default_factory=dict)
     full_parts: dict[str, float] = field(default_factory=dict)
     kept: dict[str, list[float]] = field(default_factory=dict)
@@ -83,7 +85,7 @@ def predict(
             batch = to_device(batch, device)
             for mode in modes:
                 forward = model(batch.inputs, mode, instance_ids=batch.instance_ids)
-                results[mode].records += bundle.task.predict(forward.output, batch)
+                results[mode].records += bundle.task.predict(forward.output, batch, bundle.processor)
                 if mode != "full":
                     add_costs(results[mode], model, forward.decisions)
             tracker.update(number)
@@ -91,6 +93,7 @@ def predict(
         result.skipped = expected - len(result.records)
         if not result.records:
             raise UserError(f"none of the {expected} instances can be used: their images are broken")
+        result.records = bundle.task.finish(result.records)
     return results
 
 
@@ -99,9 +102,11 @@ def add_costs(result: Predictions, model: TrimmedModel, decisions: Decisions) ->
     trimmed_B, full_B = instance_macs(model, decisions)
     result.macs += trimmed_B.tolist()
     result.full_macs += full_B.tolist()
-    counts = {name: value.double() for name, value in measured_counts(decisions).items()}
-    tokens = {stream: counts[f"{stream}.in"] for stream in decisions.valid}
-    whole = full_counts(model.architecture, tokens)
+    if decisions.work:
+        pair = (macs_B.tolist() for macs_B in instance_macs(model, decisions, as_published=True))
+        result.published += list(zip(*pair, strict=True))
+    counts = double_counts(model.architecture, decisions)
+    whole = full_counts(model.architecture, start_of(counts))
     _add_parts(result.parts, macs_by_part(model.architecture, counts, model.sites), len(trimmed_B))
     _add_parts(result.full_parts, macs_by_part(model.architecture, whole), len(trimmed_B))
     heads = {

@@ -33,15 +33,15 @@ class _Caught(Dataset[Any]):
 
 
 class _Collate:
-    def __init__(self, task: Task, processor: Processor) -> None:
-        self.task, self.processor = task, processor
+    def __init__(self, task: Task, processor: Processor, training: bool) -> None:
+        self.task, self.processor, self.training = task, processor, training
 
     def __call__(self, items: list[Any]) -> Batch | UserError:
         bad = next((item for item in items if isinstance(item, UserError)), None)
         if bad is not None:
             return bad
         try:
-            return self.task.collate(items, self.processor)
+            return self.task.collate(items, self.processor, self.training)
         except UserError as error:
             return error
 
@@ -54,14 +54,22 @@ class Loader:
         task: Collates.
         processor: For the collation.
         skip_empty: Leave out batches without a usable sample, instead of raising.
+        training: Whether batches are for the loss, not for predictions.
         settings: Of the DataLoader.
     """
 
     def __init__(
-        self, dataset: Any, task: Task, processor: Processor, *, skip_empty: bool, **settings: Any
+        self,
+        dataset: Any,
+        task: Task,
+        processor: Processor,
+        *,
+        skip_empty: bool,
+        training: bool = False,
+        **settings: Any,
     ) -> None:
         self.dataset, self.skip_empty = dataset, skip_empty
-        collate = _Collate(task, processor)
+        collate = _Collate(task, processor, training)
         self.loader: DataLoader[Any] = DataLoader(
             _Caught(dataset), collate_fn=collate, generator=torch.Generator(), **settings
         )

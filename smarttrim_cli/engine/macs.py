@@ -15,10 +15,10 @@ from smarttrim_cli.pruning.model import TrimmedModel
 
 
 class _Traced(nn.Module):
-    """One forward with positional tensors; returns all that the trimmers computed.
+    """One forward with positional tensors; returns all that was computed.
 
-    Tracing drops what feeds no output, and head decisions reach the layers through the host, so they are
-    outputs too.
+    Tracing drops what feeds no output. Head decisions reach the layers through the host, and a stream may go
+    unread where all heads that attend to it are dropped, so both are outputs too.
     """
 
     def __init__(self, model: TrimmedModel, mode: str, names: list[str], ids: Tensor | None) -> None:
@@ -28,8 +28,10 @@ class _Traced(nn.Module):
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         inputs = dict(zip(self.names, tensors, strict=True))
         result = self.model(inputs, self.mode, instance_ids=self.ids)
-        heads = result.context.head_log.values() if result.context else ()
-        return [result.output, *(mask for mask in heads if mask is not None)]
+        if result.context is None:
+            return [result.output]
+        heads = (mask for mask in result.context.head_log.values() if mask is not None)
+        return [result.output, *heads, *result.context.cls.values()]
 
 
 @torch.no_grad()

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from smarttrim_cli.engine.artifact import load_model, parameter_count
-from smarttrim_cli.engine.build import TYPICAL_TEXT_TOKENS, build, section_of
+from smarttrim_cli.engine.build import build, section_of
 from smarttrim_cli.engine.devices import best_device, describe_environment, synchronize
 from smarttrim_cli.engine.inference import Predictions, add_costs, batches, to_device
 from smarttrim_cli.engine.macs import measured_macs
 from smarttrim_cli.engine.memory import peak_activation_bytes
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import Run, Subject, find_subject, require_model
+from smarttrim_cli.engine.scores import as_published
 from smarttrim_cli.engine.simulate import (
     apply_targets,
     measured_kept,
@@ -72,8 +73,9 @@ def profile(
 
     Returns:
         ``full`` and ``trimmed`` with ``gmacs``, ``gmacs_by_part``, ``latency_ms`` (mean, p50, p95),
-        ``peak_memory_mb``, ``parameters``; ``speedup.macs``, ``speedup.latency``; ``distribution`` over
-        instances; ``environment``.
+        ``peak_memory_mb``, ``parameters``, and where text is generated ``gmacs_as_published`` (keys and
+        values of the image projected for every beam and step, as the official code does);
+        ``speedup.macs``, ``speedup.latency``; ``distribution`` over instances; ``environment``.
     """
     reporter = reporter or SilentReporter()
     if threads is not None:
@@ -110,13 +112,14 @@ def _subject_model(
     """The model to measure and its instances; the run is None where decisions are random ones."""
     recipe = subject.recipe
     if random_weights:
-        labels = recipe.task.options_dict().get("num_answers") or 3129
-        model = random_model(recipe, labels, kept)
+        model = random_model(recipe, kept)
+        backbone = model.backbone
+        backbone.form = backbone.form.with_fixed_steps()
         reporter.message("random weights, inputs and decisions: costs are real, answers mean nothing")
         batch = max(batch_size, 1)
         examples = [
             Batch(
-                model.backbone.example_inputs(TYPICAL_TEXT_TOKENS, batch=batch, seed=index),
+                backbone.example_inputs(backbone.form.text_tokens, batch=batch, seed=index),
                 torch.arange(batch) + index * batch,
                 {},
             )
@@ -205,11 +208,13 @@ def _report(
         "full": _side(measured["full"], costs.full_macs, memory["full"], parameter_count(model.backbone)),
     }
     report["full"]["gmacs_by_part"] = {part: macs / count / 1e9 for part, macs in costs.full_parts.items()}
+    report["full"] |= as_published(costs, full=True)
     if "packed" not in measured:
         return report
     parameters = parameter_count(model.backbone) + parameter_count(model.trimmers)
     trimmed = _side(measured["packed"], costs.macs, memory["packed"], parameters)
     trimmed["gmacs_by_part"] = {part: macs / count / 1e9 for part, macs in costs.parts.items()}
+    trimmed |= as_published(costs, full=False)
     trimmed["kept"] = {group: sum(values) / len(values) for group, values in costs.kept.items()}
     report["trimmed"] = trimmed
     full_latency, latency = measured["full"].latency, measured["packed"].latency

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from smarttrim_cli.engine.inference import Predictions
-from smarttrim_cli.metrics.stats import mean_with_error, paired_difference
+from smarttrim_cli.metrics.stats import paired_difference
 from smarttrim_cli.tasks.base import Record, Task
 
 _COLLAPSED = 0.95
@@ -14,11 +14,12 @@ _COLLAPSED = 0.95
 
 def score_summary(task: Task, result: Predictions) -> dict[str, Any]:
     """Score, standard error, count and scores by type of one model on a split; costs if there are any."""
-    summary = score_records(task.metric, result.records)
+    summary = task.summarize(result.records)
     if result.macs:
         count = len(result.macs)
         summary["gmacs"] = sum(result.macs) / count / 1e9
         summary["gmacs_by_part"] = {part: macs / count / 1e9 for part, macs in result.parts.items()}
+        summary |= as_published(result, full=False)
     if result.kept:
         summary["kept"] = {group: sum(values) / len(values) for group, values in result.kept.items()}
     if result.skipped:
@@ -26,27 +27,10 @@ def score_summary(task: Task, result: Predictions) -> dict[str, Any]:
     return summary
 
 
-def score_records(metric: str, records: list[Record]) -> dict[str, Any]:
-    """Score of predictions with standard error and count, overall and by type; empty without references."""
-    scored = [record for record in records if record["score"] is not None]
-    if not scored:
-        return {"count": len(records)}
-    overall = mean_with_error([record["score"] for record in scored])
-    summary: dict[str, Any] = {
-        metric: overall.mean,
-        f"{metric}_se": overall.standard_error,
-        "count": overall.count,
-    }
-    types: dict[str, list[float]] = {}
-    for record in scored:
-        types.setdefault(record["type"], []).append(record["score"])
-    if len(types) > 1:
-        estimates = {name: mean_with_error(values) for name, values in sorted(types.items())}
-        summary[f"{metric}_by_type"] = {
-            name: {metric: value.mean, "se": value.standard_error, "count": value.count}
-            for name, value in estimates.items()
-        }
-    return summary
+def as_published(result: Predictions, full: bool) -> dict[str, float]:
+    """Mean GMACs as the official code of decoders counts them, of one of the models; empty without any."""
+    values = [pair[1] if full else pair[0] for pair in result.published]
+    return {"gmacs_as_published": sum(values) / len(values) / 1e9} if values else {}
 
 
 def paired(first: list[Record], second: list[Record]) -> dict[str, float]:
@@ -69,8 +53,8 @@ def collapse_warning(records: list[Record], trimmed: bool = True) -> str | None:
         records: Predictions.
         trimmed: Whether they are a trimmed model's, for the advice.
     """
-    answers = Counter(record["prediction"] for record in records)
-    references = Counter(record["reference"] for record in records if record["reference"] is not None)
+    answers = Counter(str(record["prediction"]) for record in records)
+    references = Counter(str(record["reference"]) for record in records if record["reference"] is not None)
     if len(records) < 20 or len(references) < 2:
         return None
     answer, number = answers.most_common(1)[0]

@@ -9,8 +9,9 @@ from torch import nn
 
 from smarttrim_cli import registry
 from smarttrim_cli.data.files import read_json
-from smarttrim_cli.engine.artifact import build_backbone, trimmers_for
-from smarttrim_cli.engine.build import TYPICAL_TEXT_TOKENS, backbone_section, start_of, trimmer_config
+from smarttrim_cli.engine.artifact import trimmers_for
+from smarttrim_cli.engine.build import trimmer_config
+from smarttrim_cli.engine.plan import backbone_without_data
 from smarttrim_cli.engine.runs import Run, is_run
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.model import TrimmedModel, site_info
@@ -56,18 +57,15 @@ def measured_kept(target: str) -> dict[str, float]:
     return dict(kept)
 
 
-def random_model(recipe: Recipe, num_labels: int, kept: dict[str, float] | None) -> TrimmedModel:
+def random_model(recipe: Recipe, kept: dict[str, float] | None) -> TrimmedModel:
     """A model of random weights with random decisions.
 
     Args:
-        recipe: Backbone, trimmers and targets.
-        num_labels: Width of the head, unless the recipe names a checkpoint, whose sizes are taken then.
+        recipe: Backbone, trimmers and targets; sizes come from its checkpoint if it names one.
         kept: Kept fractions per group instead of the recipe's targets.
     """
     torch.manual_seed(recipe.seed)
-    start = start_of(recipe)
-    labels = num_labels if start.config is None else start.config["num_labels"]
-    backbone = build_backbone(backbone_section(recipe, start), labels)
+    backbone = backbone_without_data(recipe)
     groups = [group for group, fraction in kept.items() if fraction < 1.0] if kept else None
     model = TrimmedModel(backbone, simulated_trimmers(backbone, recipe, groups))
     apply_targets(model, recipe, kept)
@@ -79,7 +77,7 @@ def apply_targets(model: TrimmedModel, recipe: Recipe, kept: dict[str, float] | 
     if not model.sites:
         return
     pruning = recipe.pruning
-    tokens = model.backbone.token_counts(TYPICAL_TEXT_TOKENS)
+    tokens = model.backbone.token_counts(model.backbone.form.text_tokens)
     if kept is not None:
         model.set_targets({**dict.fromkeys(model.groups, 1.0), **kept})
         return

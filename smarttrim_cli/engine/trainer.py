@@ -75,7 +75,8 @@ class Trainer:
                 where="pruning",
                 hint="pruning: null, or another task",
             )
-        self.objective = Objective(bundle.model, bundle.task.loss, _weights(recipe), auxiliary)
+        task = bundle.task
+        self.objective = Objective(bundle.model, task.loss, task.logits, _weights(recipe), auxiliary)
         self.dataset = bundle.task.dataset(bundle.task.split_name("train"), bundle.processor, training=True)
         self.samples_per_step = (
             train.per_device_train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
@@ -135,6 +136,7 @@ class Trainer:
             self.bundle.task,
             self.bundle.processor,
             skip_empty=False,
+            training=True,
             batch_sampler=own,
             num_workers=train.dataloader_num_workers,
         )

@@ -17,9 +17,10 @@ from smarttrim_cli.engine.figures.collect import (
     Seen,
     choose,
     head_tables,
+    image_key,
     most_different,
-    picture_of,
     picture_of_question,
+    pictures_of,
     questions_by_image,
     spread,
     survey,
@@ -144,8 +145,8 @@ class _Split:
         with self.reporter.track(len(indices), label) as tracker:
             return list(survey(self.bundle, self.dataset, indices, self.batch_size, tracker.update))
 
-    def _picture(self, seen: Seen) -> Instance:
-        return picture_of(self.bundle, self.dataset, seen, self.boxes)
+    def _pictures(self, seen: Seen) -> list[Instance]:
+        return pictures_of(self.bundle, self.dataset, seen, self.boxes)
 
     def _instances(self, seen: Sequence[Seen], named: Sequence[int], number: int) -> None:
         shown = choose(seen, number)
@@ -155,15 +156,16 @@ class _Split:
             how = "Instances are those asked for."
         self.album.notes.append(how)
         for one in shown:
-            instance = self._picture(one)
-            path = self.album.folder / f"trimming_{_plain(str(one.record['id']))}.png"
-            answer = f"answered “{instance.trimmed.text}”, full model “{instance.full.text}”"
-            caption = f"{instance.question} — {answer}; {format_reduction(instance.reduction)}."
-            self.album.add(draw_trimming(path, instance), "Layer by layer", caption)
+            for number, instance in enumerate(self._pictures(one)):
+                image = f"_image{number + 1}" if number else ""
+                path = self.album.folder / f"trimming_{_plain(str(one.record['id']))}{image}.png"
+                answer = f"answered “{instance.trimmed.text}”, full model “{instance.full.text}”"
+                caption = f"{instance.question} — {answer}; {format_reduction(instance.reduction)}."
+                self.album.add(draw_trimming(path, instance), "Layer by layer", caption)
 
     def _two_questions(self, named: Sequence[int]) -> None:
         groups = questions_by_image(self.dataset.samples)
-        wanted = [self.dataset.samples[index].image_id for index in named]
+        wanted = [image_key(self.dataset.samples[index]) for index in named]
         images = [image for image in dict.fromkeys(wanted) if image in groups]
         images = images or spread(list(groups), _PAIR_IMAGES)
         asked = [index for image in images for index in groups[image]]
@@ -172,9 +174,8 @@ class _Split:
         if pair is None:
             _note(self.album, self.reporter, "No image of the split has two different questions.")
             return
-        image = self.dataset.samples[pair[0].index].image_id
-        path = self.album.folder / f"two_questions_{_plain(str(image))}.png"
-        draw_questions(path, [self._picture(one) for one in pair])
+        path = self.album.folder / f"two_questions_{_plain(str(pair[0].record['id']))}.png"
+        draw_questions(path, [self._pictures(one)[0] for one in pair])
         caption = "Two questions about one image, those whose kept patches differ most."
         if len(images) > 1:
             caption += f" Looked for among {len(images)} images, pairs answered correctly first."
@@ -185,7 +186,7 @@ class _Split:
         overall = sum(one.full_macs for one in seen) / sum(one.macs for one in seen)
         path = self.album.folder / "macs_histogram.png"
         reductions = [one.reduction for one in seen]
-        draw_histogram(path, reductions, overall, self._picture(cheapest), self._picture(dearest))
+        draw_histogram(path, reductions, overall, self._pictures(cheapest)[0], self._pictures(dearest)[0])
         self.album.add(path, "Cost of instances", "MACs per instance, trimmers included, without padding.")
         scores = [one.record["score"] for one in seen if one.record["score"] is not None]
         measured = f", {self.bundle.task.metric} {sum(scores) / len(scores):.3f}" if scores else ""

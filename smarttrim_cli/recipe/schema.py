@@ -43,18 +43,20 @@ class Modalities(Section):
 
 
 class CrossModalities(Modalities):
-    """As ``Modalities``; one number stands for both."""
+    """As ``Modalities``, and the decoder; one number stands for all."""
+
+    decoder: Fraction = Field(0.0, description="Fraction removed in a text decoder, mean over layers.")
 
     @model_validator(mode="before")
     @classmethod
-    def _one_number_for_both(cls, value: Any) -> Any:
+    def _one_number_for_all(cls, value: Any) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return {"vision": value, "text": value}
+            return {"vision": value, "text": value, "decoder": value}
         return value
 
 
 _CROSS_JSON_SCHEMA = {
-    "anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, Modalities.model_json_schema()],
+    "anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, CrossModalities.model_json_schema()],
     "default": 0.0,
 }
 
@@ -62,9 +64,10 @@ _CROSS_JSON_SCHEMA = {
 class HeadSparsity(Modalities):
     """Fractions of attention heads REMOVED."""
 
+    decoder: Fraction = Field(0.0, description="Fraction removed in a text decoder, mean over layers.")
     cross: Annotated[CrossModalities, WithJsonSchema(_CROSS_JSON_SCHEMA)] = Field(
         default_factory=CrossModalities,
-        description="Fraction of cross-attention heads removed: one number, or one per modality.",
+        description="Fraction of cross-attention heads removed: one number for all there are, or one each.",
     )
 
 
@@ -83,6 +86,8 @@ class TargetSparsity(Section):
             "head.text": self.head.text,
             "cross_head.vision": self.head.cross.vision,
             "cross_head.text": self.head.cross.text,
+            "head.decoder": self.head.decoder,
+            "cross_head.decoder": self.head.cross.decoder,
         }
 
 

@@ -86,7 +86,7 @@ def _scenes() -> list[str]:
     ("make", "message"),
     [
         (lambda: None, "no model there: config.json is missing"),
-        (lambda: Path("ck").write_text("hello"), "no model there: config.json is missing"),
+        (lambda: Path("ck").write_text("hello"), "not a checkpoint"),
         (lambda: _copy(("model.safetensors", None)), "model.safetensors: the weights are missing"),
         (lambda: _copy(("model.safetensors", b"hello")), "model.safetensors: the weights cannot be read"),
         (lambda: _copy(("config.json", b"{}")), "config.json: not the configuration of a smarttrim-model"),

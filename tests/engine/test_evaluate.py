@@ -115,7 +115,7 @@ def test_from_predictions_gives_the_same_scores(
 def test_predictions_of_another_split(evaluated: tuple[dict[str, Any], Path]) -> None:
     _, folder = evaluated
     with pytest.raises(
-        UserError, match="120 of 120 predictions are for questions that split val does not have"
+        UserError, match="120 of 120 predictions are for samples that split val does not have"
     ):
         evaluate(str(folder / "run"), from_predictions=folder / "p.jsonl", split="eval")
 
@@ -172,7 +172,7 @@ def test_unknown_baseline_and_unwritable_files_are_found_before_the_work(
 def test_untrimmed_run_has_no_trimmed_side(tmp_path: Path) -> None:
     finetune(tiny_recipe(tmp_path, "pruning=null", "train.max_steps=1"))
     report = evaluate(str(tmp_path / "run"), max_instances=8, baselines=("random",))
-    assert set(report) == {"split", "count", "full"}
+    assert set(report) == {"split", "count", "metric", "full"}
 
 
 @pytest.fixture

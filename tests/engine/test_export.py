@@ -116,7 +116,7 @@ def test_model_card_has_measured_numbers_only(exported: Path, trained: Path, tmp
 def test_trimmers_alone_attach_to_a_host_loaded_by_other_means(exported: Path) -> None:
     folder = exported / "exported"
     bundle = load_model(folder)
-    host = build_backbone(bundle.config["backbone"], bundle.config["num_labels"])
+    host = build_backbone(bundle.config["backbone"], bundle.task.form)
     load_into(host, read_tensors(folder / "model.safetensors"), "host")
     from smarttrim_cli.engine.artifact import TrimmerConfig, trimmers_for
 

@@ -331,9 +331,9 @@ def test_collapse_is_warned_about(
 ) -> None:
     from smarttrim_cli.tasks.vqa import VqaTask
 
-    def predict(self: VqaTask, logits: torch.Tensor, batch: Any) -> list[dict[str, Any]]:
+    def predict(self: Any, logits: torch.Tensor, batch: Any, processor: Any) -> list[dict[str, Any]]:
         answers = ["yes" if constant else sample.major_answer for sample in batch.samples]
-        return [self._record(sample, answer) for sample, answer in zip(batch.samples, answers, strict=True)]
+        return [self.record(sample, answer) for sample, answer in zip(batch.samples, answers, strict=True)]
 
     monkeypatch.setattr(VqaTask, "predict", predict)
     reporter = Recorder()

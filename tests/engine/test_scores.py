@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from smarttrim_cli.engine.scores import collapse_warning, paired, score_records
+from smarttrim_cli.engine.scores import collapse_warning, paired
+from smarttrim_cli.tasks._summary import summarize
 
 
 def records(*answers: tuple[str, str]) -> list[dict[str, Any]]:
@@ -23,7 +24,7 @@ def records(*answers: tuple[str, str]) -> list[dict[str, Any]]:
 
 def test_score_and_standard_error_by_hand() -> None:
     """Scores 1, 1, 1, 0: mean 3/4, sample variance 1/4, standard error 1/4."""
-    summary = score_records("accuracy", records(("a", "a"), ("a", "a"), ("b", "b"), ("a", "b")))
+    summary = summarize("accuracy", records(("a", "a"), ("a", "a"), ("b", "b"), ("a", "b")))
     assert (summary["accuracy"], summary["accuracy_se"], summary["count"]) == (0.75, 0.25, 4)
     assert summary["accuracy_by_type"]["a"] == {"accuracy": 1.0, "se": 0.0, "count": 2}
     assert summary["accuracy_by_type"]["b"] == {"accuracy": 0.5, "se": 0.5, "count": 2}
@@ -32,8 +33,8 @@ def test_score_and_standard_error_by_hand() -> None:
 def test_instances_without_reference_are_not_scored() -> None:
     some = records(("a", "a"), ("b", "a"))
     unscored = [{**record, "score": None, "reference": None} for record in some]
-    assert score_records("accuracy", unscored) == {"count": 2}
-    assert score_records("accuracy", [some[0], unscored[1]])["count"] == 1
+    assert summarize("accuracy", unscored) == {"count": 2}
+    assert summarize("accuracy", [some[0], unscored[1]])["count"] == 1
     assert paired(unscored, unscored) == {}
 
 

@@ -164,7 +164,7 @@ def test_numbers_in_words() -> None:
 def _seen(index: int, kind: str, score: float, kept: str = "1111") -> Seen:
     mask = np.array([True] + [letter == "1" for letter in kept])
     record = {"id": index, "type": kind, "score": score}
-    return Seen(index, record, {"vision.0.token": np.ones(5, bool), "vision.1.token": mask}, 1.0, 2.0)
+    return Seen(index, record, {"vision.0.token": np.ones((1, 5), bool), "vision.1.token": mask[None]}, 1.0, 2.0)
 
 
 def test_choose_is_even_over_types_and_correct_first() -> None:
@@ -191,11 +191,11 @@ def test_the_pair_that_differs_most_among_correct_ones() -> None:
 
 def test_questions_by_image_wants_different_words() -> None:
     class Sample:
-        def __init__(self, image_id: int, question: str) -> None:
-            self.image_id, self.question = image_id, question
+        def __init__(self, image: str, text: str) -> None:
+            self.images, self.text = (image,), text
 
-    samples = [Sample(1, "a"), Sample(2, "a"), Sample(1, "a"), Sample(2, "b")]
-    assert questions_by_image(samples) == {2: [1, 3]}
+    samples = [Sample("x", "a"), Sample("y", "a"), Sample("x", "a"), Sample("y", "b")]
+    assert questions_by_image(samples) == {"y": [1, 3]}
 
 
 def test_spread() -> None:
@@ -316,7 +316,7 @@ def test_everything_is_drawn(make_run: Callable[..., Run]) -> None:
 def test_named_instances(make_run: Callable[..., Run], tmp_path: Path) -> None:
     run = make_run()
     bundle: Bundle = load_model(run.model)
-    ids = [sample.question_id for sample in bundle.task.samples("test")]  # type: ignore[attr-defined]
+    ids = [sample.id for sample in bundle.task.samples("test")]  # type: ignore[attr-defined]
     names = [path.name for path in visualize(str(run.path), instances=[3, 0], out=tmp_path / "o")]
     assert [name for name in names if name.startswith("trimming_")] == [
         f"trimming_{ids[3]}.png", f"trimming_{ids[0]}.png"

@@ -154,6 +154,8 @@ def test_cross_is_one_number_or_two(recipe_file: Path) -> None:
     two = load_recipe(recipe_file, [head, "pruning.target_sparsity.head.cross={vision: 0.3, text: 0.4}"])
     assert one.pruning and one.pruning.target_sparsity and two.pruning and two.pruning.target_sparsity
     assert one.pruning.target_sparsity.groups() == {
+        "head.decoder": 0.0,
+        "cross_head.decoder": 0.3,
         "token.vision": 0.5,
         "token.text": 0.2,
         "head.vision": 0.1,

@@ -21,10 +21,14 @@ from smarttrim_cli.engine.inference import device_of, to_device
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.pruning.decisions import Decisions
-from smarttrim_cli.pruning.sites import CROSS_HEAD, SELF_HEAD, TOKEN, Architecture, Site
+from smarttrim_cli.pruning.sites import CROSS_HEAD, CROSS_HEAD_1, SELF_HEAD, TOKEN, Architecture, Site
 from smarttrim_cli.tasks.base import Record
 
-_HEAD_TITLES = {SELF_HEAD: "self-attention", CROSS_HEAD: "cross-attention"}
+_HEAD_TITLES = {
+    SELF_HEAD: "self-attention",
+    CROSS_HEAD: "cross-attention",
+    CROSS_HEAD_1: "second cross-attention",
+}
 _QUESTIONS_PER_IMAGE = 4
 
 
@@ -35,7 +39,7 @@ class Seen:
     Attributes:
         index: Place in the split.
         record: Its prediction.
-        keep: Site name to keep mask, as in ``Decisions``, without the batch.
+        keep: Site name to keep mask, as in ``Decisions``: (rows, N) or (rows, H) of the instance.
         macs: MACs, trimmed.
         full_macs: MACs of the full model.
     """
@@ -53,11 +57,10 @@ class Seen:
 
     @property
     def patches(self) -> Mask:
-        """Patches kept at every vision layer, (layers, N - 1)."""
+        """Patches kept at every vision layer, (layers, patches of all images)."""
         sites = [Site.parse(name) for name in self.keep]
-        return np.stack(
-            [self.keep[site.name][1:] for site in sites if (site.stream, site.kind) == ("vision", TOKEN)]
-        )
+        vision = [site.name for site in sites if (site.stream, site.kind) == ("vision", TOKEN)]
+        return np.stack([self.keep[name][:, 1:].ravel() for name in vision])
 
 
 def spread(indices: Sequence[int], limit: int) -> list[int]:
@@ -79,11 +82,11 @@ def survey(
         if items:
             batch = to_device(bundle.task.collate([item for _, item in items], bundle.processor), device)
             forward = bundle.model(batch.inputs, "packed", instance_ids=batch.instance_ids)
-            records = bundle.task.predict(forward.output, batch)
+            records = bundle.task.predict(forward.output, batch, bundle.processor)
             macs_B, full_B = instance_macs(bundle.model, forward.decisions)
-            keep = {name: mask.cpu().numpy() for name, mask in forward.decisions.keep.items()}
             for row, (index, _) in enumerate(items):
-                own = {name: mask[row] for name, mask in keep.items()}
+                keep = forward.decisions.instance(row).keep
+                own = {name: mask.cpu().numpy() for name, mask in keep.items()}
                 yield Seen(index, records[row], own, float(macs_B[row]), float(full_B[row]))
         done(min(start + batch_size, len(indices)))
 
@@ -98,16 +101,21 @@ def choose(seen: Sequence[Seen], number: int) -> list[Seen]:
     return [one for one in rows if one is not None][:number]
 
 
-def questions_by_image(samples: Sequence[Any]) -> dict[int, list[int]]:
-    """Image id to indices of its questions (a few, with different words), for images with at least two."""
-    groups: dict[int, dict[str, int]] = defaultdict(dict)
+def questions_by_image(samples: Sequence[Any]) -> dict[str, list[int]]:
+    """Image to indices of its questions (a few, with different words), for images with at least two."""
+    groups: dict[str, dict[str, int]] = defaultdict(dict)
     for index, sample in enumerate(samples):
-        groups[sample.image_id].setdefault(sample.question, index)
+        groups[image_key(sample)].setdefault(sample.text, index)
     return {
         image: list(group.values())[:_QUESTIONS_PER_IMAGE]
         for image, group in groups.items()
         if len(group) > 1
     }
+
+
+def image_key(sample: Any) -> str:
+    """What tells the image (or images) of a sample from others."""
+    return " ".join(str(image) for image in sample.images)
 
 
 def most_different(seen: Sequence[Seen], groups: Sequence[Sequence[int]]) -> tuple[Seen, Seen] | None:
@@ -127,33 +135,37 @@ def most_different(seen: Sequence[Seen], groups: Sequence[Sequence[int]]) -> tup
 
 
 @torch.no_grad()
-def picture_of(bundle: Bundle, dataset: Any, seen: Seen, boxes: Mapping[int, Any]) -> Instance:
-    """Everything that is shown of an instance of the data; the full model is asked too."""
+def pictures_of(bundle: Bundle, dataset: Any, seen: Seen, boxes: Mapping[Any, Any]) -> list[Instance]:
+    """Everything that is shown of an instance, for each of its images; the full model is asked too."""
     batch = bundle.task.collate([dataset[seen.index]], bundle.processor)
     batch = to_device(batch, device_of(bundle.model))
     forward = bundle.model(batch.inputs, "packed", instance_ids=batch.instance_ids)
-    full = bundle.task.predict(bundle.model(batch.inputs, "full").output, batch)[0]
+    full = bundle.task.predict(bundle.model(batch.inputs, "full").output, batch, bundle.processor)[0]
     record, sample = seen.record, batch.samples[0]
-    image = load_rgb(sample.image_path, sample_id=record["id"])
-    return _instance(
-        bundle,
-        np.asarray(image),
-        batch.inputs,
-        forward.decisions,
-        name=f"instance {seen.index}",
-        question=record["question"],
-        kind="" if record["type"] == "all" else record["type"],
-        trimmed=Answer(record["prediction"], record["score"]),
-        full=Answer(full["prediction"], full["score"]),
-        reference=record["reference"],
-        boxes=tuple(Box(role, *box) for role, box in boxes.get(record["id"], ())),
-    )
+    several = len(sample.images) > 1
+    return [
+        _instance(
+            bundle,
+            np.asarray(load_rgb(image, sample_id=record["id"])),
+            batch.inputs,
+            forward.decisions,
+            number,
+            name=f"instance {seen.index}" + (f", image {number + 1}" if several else ""),
+            question=record["question"],
+            kind="" if record["type"] == "all" else record["type"],
+            trimmed=Answer(str(record["prediction"]), record["score"]),
+            full=Answer(str(full["prediction"]), full["score"]),
+            reference=None if record["reference"] is None else str(record["reference"]),
+            boxes=tuple(Box(role, *box) for role, box in boxes.get(record["id"], ())),
+        )
+        for number, image in enumerate(sample.images)
+    ]
 
 
 @torch.no_grad()
 def picture_of_question(bundle: Bundle, image: Image.Image, question: str, name: str) -> Instance:
     """Everything that is shown of a question about the user's own image."""
-    inputs = bundle.processor([image], [question])
+    inputs = bundle.task.inputs([image], [question], bundle.processor)
     device = device_of(bundle.model)
     inputs = {key: tensor.to(device) for key, tensor in inputs.items()}
     forward, full = bundle.model(inputs, "packed"), bundle.model(inputs, "full")
@@ -163,11 +175,12 @@ def picture_of_question(bundle: Bundle, image: Image.Image, question: str, name:
         np.asarray(image),
         inputs,
         forward.decisions,
+        0,
         name=name,
         question=question,
         kind="",
-        trimmed=Answer(task.answer(forward.output)[0][0]),
-        full=Answer(task.answer(full.output)[0][0]),
+        trimmed=Answer(task.answer(forward.output, bundle.processor)[0][0]),
+        full=Answer(task.answer(full.output, bundle.processor)[0][0]),
         reference=None,
     )
 
@@ -183,7 +196,7 @@ def head_tables(architecture: Architecture, groups: Sequence[str], seen: Sequenc
         sites.items(), key=lambda entry: (entry[0][0] != SELF_HEAD, entry[0][1] != "vision")
     ):
         labels = layer_labels(architecture, stream)
-        kept = np.stack([np.mean([one.keep[site.name] for one in seen], axis=0) for site in found])
+        kept = np.stack([np.mean([one.keep[site.name].mean(0) for one in seen], axis=0) for site in found])
         names = [" ".join(map(str, labels[site.layer])) for site in found]
         tables.append(HeadTable(f"{stream} {_HEAD_TITLES[kind]}", names, kept))
     return tables
@@ -200,11 +213,17 @@ def layer_labels(architecture: Architecture, stream: str) -> list[tuple[str, int
 
 
 def _instance(
-    bundle: Bundle, image: Pixels, inputs: Mapping[str, Tensor], decisions: Decisions, **rest: Any
+    bundle: Bundle,
+    image: Pixels,
+    inputs: Mapping[str, Tensor],
+    decisions: Decisions,
+    number: int,
+    **rest: Any,
 ) -> Instance:
+    """What is shown of the ``number``-th image of the only instance of a batch."""
     architecture = bundle.model.architecture
-    keep = {name: mask[0].cpu().numpy() for name, mask in decisions.keep.items()}
-    valid = decisions.valid["text"][0].cpu().numpy()
+    keep = {name: mask[min(number, len(mask) - 1)].cpu().numpy() for name, mask in decisions.keep.items()}
+    valid, ids = _text(inputs, decisions)
     patches = keep[Site("vision", 0, TOKEN).name][1:]
     side = math.isqrt(len(patches))
     if side * side != len(patches):
@@ -217,17 +236,26 @@ def _instance(
         ]
 
     macs_B, full_B = instance_macs(bundle.model, decisions)
-    ids = inputs["input_ids"][0].cpu().numpy()[valid][1:]
+    pixels = inputs["pixel_values"][0].cpu()
     return Instance(
         image=image,
-        view=model_view(inputs["pixel_values"][0].cpu(), bundle.processor.preprocess),
+        view=model_view(pixels if pixels.dim() == 3 else pixels[number], bundle.processor.preprocess),
         patches=masks("vision", lambda mask: mask[1:].reshape(side, side)),
         words=[_word(bundle.processor.tokenizer, int(token)) for token in ids],
-        word_layers=masks("text", lambda mask: mask[valid][1:]),
+        word_layers=masks("text", lambda mask: mask[valid][1:]) if len(ids) else [],
         macs=float(macs_B[0]),
         full_macs=float(full_B[0]),
         **rest,
     )
+
+
+def _text(inputs: Mapping[str, Tensor], decisions: Decisions) -> tuple[Mask, Any]:
+    """Mask of the real tokens of the (first) text, and their ids without the CLS; empty without a text."""
+    if "text" not in decisions.valid:
+        return np.zeros(0, dtype=bool), np.zeros(0, dtype=int)
+    valid = decisions.valid["text"][0].cpu().numpy()
+    ids = inputs["input_ids"][0]
+    return valid, (ids[0] if ids.dim() == 2 else ids).cpu().numpy()[valid][1:]
 
 
 def model_view(pixels_3HW: Tensor, preprocess: Preprocess) -> Pixels:

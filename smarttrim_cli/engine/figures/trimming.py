@@ -173,6 +173,8 @@ def _panels(canvas: Canvas, x: float, y: float, width: float, instance: Instance
 
 def _words(canvas: Canvas, x: float, y: float, width: float, instance: Instance) -> float:
     """The question at every layer of the text stream, dropped words struck out."""
+    if not instance.word_layers:
+        return y
     rows = merged(instance.word_layers)
     label_width = max(canvas.measure(label, 9) for label, _ in rows) + 0.16
     share_width = canvas.measure("100%", 9, "bold") + 0.2

@@ -1,0 +1,184 @@
+"""Where a model starts: at random, from a model folder, an official checkpoint or a Hugging Face folder.
+
+``backbone.checkpoint`` names it. A model folder (of ``finetune``, ``export`` or the package) brings sizes,
+tokenizer and preprocessing; of another task it brings all but that task's head, and a word-level tokenizer
+learns the words that are new. An official checkpoint is a file; its sizes are those of the recipe. A Hugging
+Face folder brings sizes and tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from smarttrim_cli import registry
+from smarttrim_cli.data.files import read_json
+from smarttrim_cli.engine.artifact import (
+    CONFIG,
+    WEIGHTS,
+    load_into,
+    read_config,
+    read_tensors,
+    resolve_checkpoint,
+)
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.forms import Form
+from smarttrim_cli.recipe import Recipe
+
+Log = Callable[[str], None]
+RANDOM, FOLDER, OFFICIAL, HUGGING_FACE = "random", "folder", "official", "huggingface"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+        kind: ``RANDOM``, ``FOLDER``, ``OFFICIAL`` or ``HUGGING_FACE``.
+        path: The folder or file; None for ``RANDOM``.
+        config: ``config.json`` of a model folder.
+    """
+
+    kind: str = RANDOM
+    path: Path | None = None
+    config: dict[str, Any] | None = None
+
+    @property
+    def form(self) -> Form | None:
+        """What the model in a model folder is for."""
+        return None if self.config is None else Form.from_dict(self.config["form"])
+
+    def labels_folder(self, form_name: str) -> Path | None:
+        """The folder if its labels are those of a task of this form."""
+        return self.path if self.form is not None and self.form.name == form_name else None
+
+
+def start_of(recipe: Recipe) -> Start:
+    """What ``backbone.checkpoint`` names.
+
+    Raises:
+        UserError: There is no such thing.
+    """
+    name = recipe.backbone.options_dict().get("checkpoint")
+    if name is None:
+        return Start()
+    path = Path(name)
+    if path.is_file():
+        _refuse_other_files(path)
+        return Start(OFFICIAL, path)
+    if _is_hugging_face(path):
+        return Start(HUGGING_FACE, path)
+    folder = resolve_checkpoint(name)
+    return Start(FOLDER, folder, read_config(folder))
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Say at once, before anything is built, that a file holds no weights."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if not (start.startswith((b"PK", b"\x80")) or start[8:] == b"{"):  # PyTorch, old PyTorch, safetensors
+        raise UserError(
+            "not a checkpoint: neither a PyTorch nor a safetensors file",
+            where=str(path),
+            hint="give an official checkpoint, a model folder or a Hugging Face folder",
+        )
+
+
+def _is_hugging_face(path: Path) -> bool:
+    config = path / CONFIG
+    return config.is_file() and "model_type" in (read_json(config) or {})
+
+
+def backbone_section(asked: dict[str, Any], start: Start) -> dict[str, Any]:
+    """The backbone's recipe section; sizes in a checkpoint are not to be contradicted.
+
+    Raises:
+        UserError: The recipe names another backbone, or other sizes, than the checkpoint has.
+    """
+    if start.kind in (RANDOM, OFFICIAL):
+        return asked
+    if start.kind == HUGGING_FACE:
+        plugin = registry.load("backbones", asked["name"])
+        if not hasattr(plugin, "section_from_hf"):
+            raise UserError(
+                f"backbone {asked['name']} does not read Hugging Face folders", where="backbone.checkpoint"
+            )
+        found = plugin.section_from_hf(start.path)
+        _refuse_contradictions(asked, {**asked, **found}, keys=found.keys() - {"image_size", "tokenizer"})
+        return {**found, **asked}
+    assert start.config is not None
+    stored = {**start.config["backbone"], "checkpoint": None}
+    if asked["name"] != stored["name"]:
+        raise UserError(
+            f"the checkpoint is of backbone {stored['name']!r}, the recipe of {asked['name']!r}",
+            where="backbone.name",
+        )
+    _refuse_contradictions(asked, stored, keys=asked.keys())
+    return stored
+
+
+def _refuse_contradictions(asked: dict[str, Any], stored: dict[str, Any], keys: Any) -> None:
+    wanted, known = (registry.options("backbones", section).model_dump() for section in (asked, stored))
+    for key in sorted((asked.keys() & set(keys) & wanted.keys()) - {"checkpoint"}):
+        if wanted[key] != known[key]:
+            raise UserError(
+                f"{key} is {wanted[key]!r} in the recipe but {known[key]!r} in the checkpoint",
+                where=f"backbone.{key}",
+                hint="leave it out: with a checkpoint, sizes come from there",
+            )
+
+
+def load_start(name: str, model: Any, start: Start, log: Log) -> None:
+    """Load the weights of a start into a backbone.
+
+    Raises:
+        UserError: They do not fit; every problem is named.
+    """
+    plugin = registry.load("backbones", name)
+    if start.kind == OFFICIAL:
+        plugin.load_official(model, start.path, log)
+    elif start.kind == HUGGING_FACE:
+        plugin.load_hf(model, start.path, log)
+    elif start.kind == FOLDER:
+        assert start.path is not None
+        file = start.path / WEIGHTS
+        tensors = read_tensors(file)
+        same_task = start.form is not None and start.form.name == model.form.name
+        load_into(model, tensors if same_task else carried_over(model, tensors, log), str(file))
+
+
+def carried_over(model: nn.Module, tensors: Mapping[str, Tensor], log: Log) -> dict[str, Tensor]:
+    """Weights of a model for another task, completed for this one.
+
+    The head starts afresh. Embeddings that have more rows here keep those of the file and get new ones: words
+    start at random, a further token type as a copy of the last.
+    """
+    own = model.state_dict()
+    part_of: Callable[[str], str] = model.part_of  # type: ignore[assignment]
+    result = {name: tensor for name, tensor in tensors.items() if name in own or part_of(name) != "head"}
+    fresh = [name for name in own if name not in tensors and part_of(name) == "head"]
+    result |= {name: own[name] for name in fresh}
+    left = [name for name in tensors if name not in result]
+    for name, tensor in result.items():
+        result[name] = _grown(name, tensor, own.get(name))
+    if left:
+        log(f"not used, being of the other task's head: {', '.join(left)}")
+    if fresh:
+        log(f"new, from random values: {', '.join(fresh)}")
+    return result
+
+
+def _grown(name: str, tensor: Tensor, own: Tensor | None) -> Tensor:
+    if own is None or "embedding" not in name or tensor.dim() != 2 or own.shape[1:] != tensor.shape[1:]:
+        return tensor
+    if len(own) <= len(tensor):
+        return tensor
+    grown = own.clone()
+    if "token_type" in name:
+        grown[len(tensor) :] = tensor[-1]
+    grown[: len(tensor)] = tensor
+    return grown
