@@ -6,7 +6,8 @@ of logits per instance), ``matches`` (one score per pair of image and text) or `
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import math
+from dataclasses import asdict, dataclass
 from typing import Any
 
 CLASSIFIES, MATCHES, GENERATES = "classifies", "matches", "generates"
@@ -41,7 +42,7 @@ class Form:
         images: Images per instance.
         text_tokens: Typical number of text tokens, special ones included: for predictions without data.
         prompt_tokens: Tokens that a generated text starts with.
-        new_tokens: Typical number of decoding steps, where the model generates: for predictions without data.
+        new_tokens: Mean number of decoding steps, where the model generates: for predictions without data.
         decoding: How it decodes; None where it does not.
     """
 
@@ -50,17 +51,12 @@ class Form:
     images: int = 1
     text_tokens: int = 10
     prompt_tokens: int = 1
-    new_tokens: int = 0
+    new_tokens: float = 0
     decoding: Decoding | None = None
 
-    def with_fixed_steps(self) -> Form:
-        """The form that generates exactly ``new_tokens`` tokens, whatever the weights say: for costs."""
-        if self.decoding is None:
-            return self
-        length = self.prompt_tokens + self.new_tokens
-        return replace(
-            self, decoding=replace(self.decoding, min_length=length, max_length=length, rank=False)
-        )
+    def steps_of(self, index: int) -> int:
+        """Decoding steps of the ``index``-th of a row of instances whose mean is ``new_tokens``."""
+        return math.floor(self.new_tokens * (index + 1)) - math.floor(self.new_tokens * index)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for ``config.json``."""

@@ -234,6 +234,7 @@ def ragged_inputs(host: nn.Module, seed: int = 0, extra: int = 0) -> dict[str, T
             mask_L[length:] = 0
     if generates(host):
         inputs.pop("prompt_ids", None)
+        inputs.pop("num_steps", None)
         inputs |= answers(host, seed)
     return inputs
 

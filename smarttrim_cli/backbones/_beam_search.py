@@ -44,7 +44,7 @@ class _Finished:
 
 def beam_search(
     step: Callable[[Tensor], Tensor],
-    reorder: Callable[[Tensor], None],
+    reorder: Callable[[Tensor, Tensor], None],
     prompt_BP: Tensor,
     decoding: Decoding,
     *,
@@ -55,7 +55,8 @@ def beam_search(
 
     Args:
         step: Maps new tokens (R, t) to logits (R, V) of what follows; remembers earlier ones.
-        reorder: Told which rows the rows go on from, (R,), after every step.
+        reorder: Told after every step which rows the rows go on from, (R,), and which instances need no more
+            steps, (B,).
         prompt_BP: What all texts start with.
         decoding: Number of beams, lengths.
         end: Token that ends a text.
@@ -95,7 +96,7 @@ def beam_search(
         tokens_RT = torch.cat((tokens_RT[source_R], new_RT), 1)
         if length + 1 == longest or (not fixed and bool(done_B.all())):
             break
-        reorder(source_R)
+        reorder(source_R, done_B)
     still_open_BK = torch.where(done_B[:, None], float("-inf"), open_BK / tokens_RT.shape[1])
     finished = finished.with_more(still_open_BK, tokens_RT.unflatten(0, (batch, beams)))
     return _written(finished, end, padding, fixed), finished.scores[:, 0]

@@ -182,12 +182,12 @@ def _fixed_costs(model: Any) -> tuple[FixedCost, ...]:
     return (images,)
 
 
-def token_counts(model: Any, text_tokens: int) -> dict[str, int]:
+def token_counts(model: Any, text_tokens: int) -> dict[str, float]:
     """What the streams of an instance start with; of a decoder, its work for ``form.new_tokens`` steps.
 
     All beams run from the prompt on, as in the official code.
     """
-    counts = {"vision": model.vision_model.embeddings.num_patches + 1}
+    counts: dict[str, float] = {"vision": model.vision_model.embeddings.num_patches + 1}
     if hasattr(model, "text_encoder"):
         counts["text"] = text_tokens
     if _guided_by_text(model) and model.options.guidance == "text_encoder":
@@ -198,19 +198,21 @@ def token_counts(model: Any, text_tokens: int) -> dict[str, int]:
             model.decoding.num_beams,
             max(model.form.new_tokens, 1),
         )
-        later = range(prompt + 1, prompt + steps)
-        counts["decoder"] = beams * (prompt + len(later))
-        counts["decoder.pairs"] = beams * (prompt * prompt + sum(later))
+        later = steps - 1  # one token each, which sees all before it
+        counts["decoder"] = beams * (prompt + later)
+        counts["decoder.pairs"] = beams * (prompt * prompt + later * prompt + later * (later + 1) / 2)
         counts["decoder.row_calls"] = beams * steps
     return counts
 
 
 def example_inputs(model: Any, text_tokens: int, batch: int, seed: int) -> dict[str, Tensor]:
-    """Random inputs of the right shapes; generating forms write."""
+    """Random inputs of the right shapes; generating forms write as many tokens as is typical."""
     generator = torch.Generator().manual_seed(seed)
     size, text = model.options.image_size, model.options.text.config
     images = () if model.form.images == 1 else (model.form.images,)
     inputs = {"pixel_values": torch.randn(batch, *images, 3, size, size, generator=generator)}
+    if hasattr(model, "text_decoder"):
+        inputs["num_steps"] = torch.tensor(model.form.steps_of(seed))
     if model.form.name == "captioning":
         text_tokens = model.form.prompt_tokens
     shape = (batch, 1, text_tokens) if model.form.name == "retrieval" else (batch, text_tokens)

@@ -10,6 +10,7 @@ T tokens, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,8 +78,10 @@ def _smoothed_log_likelihood(logits_RV: Tensor, target_R: Tensor) -> Tensor:
     return (1 - LABEL_SMOOTHING) * target_R + LABEL_SMOOTHING * log_p_RV.mean(-1)
 
 
-def write(model: Any, decoder: Decoder, prompt_BP: Tensor) -> tuple[Tensor, Tensor]:
-    """Beam search from a prompt, [DEC] put at its position 0.
+def write(
+    model: Any, decoder: Decoder, prompt_BP: Tensor, num_steps: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Beam search from a prompt, [DEC] put at its position 0; ``num_steps`` fixes how long it goes on.
 
     Returns:
         Tokens (B, T), prompt included, padded behind the end token; length-normalised scores (B,).
@@ -91,6 +94,10 @@ def write(model: Any, decoder: Decoder, prompt_BP: Tensor) -> tuple[Tensor, Tens
 
     text = model.options.text.config
     prompt_BP = with_first(prompt_BP, model.options.dec_id)
+    decoding = model.decoding
+    if num_steps is not None:
+        length = prompt_BP.shape[1] + int(num_steps)
+        decoding = replace(decoding, min_length=length, max_length=length)
     return beam_search(
-        step, decoder.reorder, prompt_BP, model.decoding, end=text.sep_token_id, padding=text.pad_token_id
+        step, decoder.reorder, prompt_BP, decoding, end=text.sep_token_id, padding=text.pad_token_id
     )

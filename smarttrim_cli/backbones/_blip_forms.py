@@ -55,10 +55,12 @@ def answer(
     answer_mask: Tensor | None = None,
     candidate_ids: Tensor | None = None,
     candidate_mask: Tensor | None = None,
+    num_steps: Tensor | None = None,
 ) -> Tensor:
     """Answers to questions.
 
     ``answer_mask`` is for the loss alone: answers are padded on the right, and causality hides that.
+    ``num_steps`` has exactly so many tokens written, for costs that do not depend on the weights.
 
     Returns:
         With ``answer_ids`` (B, A, T) their logits (B, A, T, V); with ``candidate_ids`` (C, T) scores (B, C),
@@ -72,7 +74,7 @@ def answer(
         return answer_logits(model, decoder, answer_ids)
     if candidate_ids is not None and candidate_mask is not None:
         return rank(model, decoder, candidate_ids, candidate_mask)
-    return write(model, decoder, input_ids[:, :1])[0]
+    return write(model, decoder, input_ids[:, :1], num_steps)[0]
 
 
 def caption(
@@ -81,8 +83,9 @@ def caption(
     answer_ids: Tensor | None = None,
     answer_mask: Tensor | None = None,
     prompt_ids: Tensor | None = None,
+    num_steps: Tensor | None = None,
 ) -> Tensor:
-    """Captions of images.
+    """Captions of images; ``num_steps`` as for ``answer``.
 
     Returns:
         With ``answer_ids`` (B, 1, T), prompt included, their logits (B, 1, T, V); with ``prompt_ids`` (B, P),
@@ -93,7 +96,7 @@ def caption(
     if answer_ids is not None:
         return answer_logits(model, decoder, answer_ids)
     assert prompt_ids is not None
-    return write(model, decoder, prompt_ids)[0]
+    return write(model, decoder, prompt_ids, num_steps)[0]
 
 
 FORWARDS: dict[str, Callable[..., Tensor]] = {

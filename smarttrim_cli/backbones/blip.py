@@ -183,7 +183,7 @@ def _check(options: Options, form: Form) -> None:
             )
     if form.decoding is not None and form.decoding.max_length <= form.prompt_tokens:
         raise UserError(
-            f"max_length {form.decoding.max_length} leaves no room behind a start of {form.prompt_tokens} tokens",
+            f"max_length {form.decoding.max_length} leaves no room behind {form.prompt_tokens} given tokens",
             where="task",
         )
     longest = max(options.max_text_length, form.decoding.max_length if form.decoding else 0)

@@ -236,7 +236,14 @@ def build_task(section: Mapping[str, Any], backbone: str, log: Any) -> Task:
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    """Tensors as a safetensors file wants them; what the host ties together is written under both names."""
+    plain: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        plain[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+        places.add(tensor.data_ptr())
+    return plain
 
 
 def parameter_count(module: nn.Module) -> int:

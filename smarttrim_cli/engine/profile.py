@@ -114,7 +114,6 @@ def _subject_model(
     if random_weights:
         model = random_model(recipe, kept)
         backbone = model.backbone
-        backbone.form = backbone.form.with_fixed_steps()
         reporter.message("random weights, inputs and decisions: costs are real, answers mean nothing")
         batch = max(batch_size, 1)
         examples = [

@@ -148,7 +148,13 @@ def load_start(name: str, model: Any, start: Start, log: Log) -> None:
         file = start.path / WEIGHTS
         tensors = read_tensors(file)
         same_task = start.form is not None and start.form.name == model.form.name
-        load_into(model, tensors if same_task else carried_over(model, tensors, log), str(file))
+        if not same_task:
+            adapt = getattr(plugin, "adapt", lambda model, tensors: (tensors, []))
+            tensors, changes = adapt(model, tensors)
+            for change in changes:
+                log(f"resized {change}")
+            tensors = carried_over(model, tensors, log)
+        load_into(model, tensors, str(file))
 
 
 def carried_over(model: nn.Module, tensors: Mapping[str, Tensor], log: Log) -> dict[str, Tensor]:
@@ -159,7 +165,7 @@ def carried_over(model: nn.Module, tensors: Mapping[str, Tensor], log: Log) -> d
     """
     own = model.state_dict()
     part_of: Callable[[str], str] = model.part_of  # type: ignore[assignment]
-    result = {name: tensor for name, tensor in tensors.items() if name in own or part_of(name) != "head"}
+    result = {name: tensor for name, tensor in tensors.items() if name in own}
     fresh = [name for name in own if name not in tensors and part_of(name) == "head"]
     result |= {name: own[name] for name in fresh}
     left = [name for name in tensors if name not in result]

@@ -63,6 +63,7 @@ class Decoder:
         self.context = current()
         self.kept = None if self.context is None else self.context.streams[memory_stream]
         self.caching, self.length = False, 0
+        self._done_B: Tensor | None = None
         self._heads: dict[tuple[int, str], _Heads] = {}
         self._own: dict[int, Any] = {}
         self._memory: dict[int, Any] = {}
@@ -174,10 +175,12 @@ class Decoder:
     # --- between steps ---
 
     def advance(self, hidden_RTD: Tensor) -> None:
-        """Note a step that has passed all layers."""
+        """Note a step that has passed all layers; what is done goes on for its batch-mates' sake only."""
         rows, tokens = len(hidden_RTD) // self.instances, int(hidden_RTD.shape[1])
         if self.context is not None:
             ones_B = torch.ones(self.instances, device=hidden_RTD.device)
+            if self._done_B is not None:
+                ones_B = ones_B * ~self._done_B
             amounts = {
                 self.stream: rows * tokens,
                 f"{self.stream}.pairs": rows * tokens * (self.length + tokens),
@@ -187,8 +190,12 @@ class Decoder:
         if self.caching:
             self.length += tokens
 
-    def reorder(self, index_R: Tensor) -> None:
-        """Take the cached tokens of other rows of the same instance: row i goes on from ``index_R[i]``."""
+    def reorder(self, index_R: Tensor, done_B: Tensor | None = None) -> None:
+        """Take the cached tokens of other rows of the same instance: row i goes on from ``index_R[i]``.
+
+        Instances of ``done_B`` need no more steps: theirs are not counted.
+        """
+        self._done_B = done_B
         self._select(index_R)
 
     def expand(self, rows: int) -> None:

@@ -15,7 +15,7 @@ def summarize(metric: str, records: Sequence[Record]) -> dict[str, Any]:
     if not scored:
         return {"count": len(records)}
     scores = [record["score"] for record in scored]
-    summary = {**estimated(metric, mean_with_error(scores)), "count": len(scored)}
+    summary: dict[str, Any] = {**estimated(metric, mean_with_error(scores)), "count": len(scored)}
     by_type = means_by_group(scores, [record["type"] for record in scored])
     if len(by_type) > 1:
         summary[f"{metric}_by_type"] = {

@@ -29,7 +29,7 @@ Record = dict[str, Any]
 """A prediction, JSON-serialisable.
 
 Keys: ``id``, ``type``, ``question``, ``prediction``, and ``reference`` and ``score``, None where there are
-none.
+none. A task may add keys; before ``finish`` there may be some that only ``finish`` can read.
 """
 
 
@@ -71,13 +71,6 @@ class Task(Protocol):
 
     def questions(self, split: str) -> list[str]:
         """What the backbone reads, a text per instance; empty where that is always the same."""
-        ...
-
-    def questions(self, split: str) -> list[str]:
-        """What the backbone reads, a text per instance, for the mean length that costs are predicted for.
-
-        Empty where that is always the same.
-        """
         ...
 
     def prepare_labels(self, folder: Path | None) -> None:

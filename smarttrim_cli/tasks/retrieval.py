@@ -1,8 +1,9 @@
 """Image-text retrieval: which text belongs to an image, and which image to a text.
 
-Trained as METER is: cross-entropy over the matching scores of an image with its text and some false ones.
-Evaluated over all pairs of a split: recall at 1, 5 and 10 in both directions. A record is that of an image and
-its texts, so that the mean of the scores is the mean of the six recalls.
+Trained as METER is: cross-entropy over the matching scores of an image with its text and some false ones
+(METER's may happen to be the image's own; here they are of other images). Evaluated over all pairs of a
+split: recall at 1, 5 and 10 in both directions. A record is that of an image and its texts, so that the mean
+of the scores is the mean of the six recalls.
 
 Legend: B instances, K texts per image.
 """

@@ -60,7 +60,7 @@ class Model:
         rows = zip(self.texts, self.seeds, strict=True)
         return torch.tensor([next_log_p(text, seed, self.sharp) for text, seed in rows])
 
-    def reorder(self, index_R: Tensor) -> None:
+    def reorder(self, index_R: Tensor, done_B: Tensor) -> None:
         chosen = index_R.tolist()
         assert [self.seeds[row] for row in chosen] == self.seeds  # never across instances
         self.texts = [self.texts[row] for row in chosen]

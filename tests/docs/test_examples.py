@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import smarttrim_cli
@@ -19,6 +20,7 @@ from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.profile import profile
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.recipe import load_recipe
+from tests.tiny import BACKBONES
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {"linear_token": "trimmer", "two_tower": "backbone", "labelled_pairs": "task"}
@@ -88,6 +90,22 @@ def test_evaluate_and_rescore(run: Path, folder: Path) -> None:
     assert result["count"] == 10 and 0 <= result["trimmed"]["accuracy"] <= 1
     again = evaluate(str(run), from_predictions=file)
     assert again["trimmed"]["accuracy"] == result["trimmed"]["accuracy"]
+
+
+@pytest.mark.parametrize("backbone", ["meter", "blip"])
+def test_the_task_works_with_shipped_backbones(folder: Path, backbone: str) -> None:
+    """They take it for their form ``snli_ve``, with as many labels as it has."""
+    options = {**BACKBONES[backbone]["plain"], "tokenizer": "train"}
+    recipe = {
+        "output_dir": f"with_{backbone}",
+        "backbone": {"name": backbone, **options},
+        "task": yaml.safe_load(blocks("adding_a_task.md", "yaml")[0])["task"],
+        "pruning": None,
+        "train": {"max_steps": 1, "per_device_train_batch_size": 4, "num_threads": torch.get_num_threads()},
+    }
+    (folder / f"{backbone}.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    result = finetune(load_recipe(folder / f"{backbone}.yaml"))
+    assert result["eval"]["count"] == 8 and 0 <= result["eval"]["accuracy"] <= 1
 
 
 def test_torchprofile_counts_what_the_architecture_says(run: Path) -> None:

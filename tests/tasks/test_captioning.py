@@ -62,7 +62,7 @@ def evaluated(task: CaptioningTask, words: Processor, split: str, texts: list[st
 
 def test_form_is_that_of_the_official_blip(task: CaptioningTask) -> None:
     form, decoding = task.form, task.form.decoding
-    assert (form.name, form.text_tokens, form.prompt_tokens, form.new_tokens) == ("captioning", 4, 4, 15)
+    assert (form.name, form.text_tokens, form.prompt_tokens, form.new_tokens) == ("captioning", 4, 4, 15.2)
     assert decoding is not None and not decoding.rank
     assert (decoding.num_beams, decoding.max_length, decoding.min_length) == (3, 20, 5)
 
