@@ -80,16 +80,20 @@ def place(model: Any, tensors: dict[str, Tensor], *, where: str, unused: list[st
         UserError: They do not fit.
     """
     tensors, resized = adapt(model, tensors)
-    fresh = _FRESH.search
     return load_tensors(
         model,
         tensors,
         where=where,
         unused=unused,
         resized=resized,
-        may_be_fresh=lambda name: fresh(name) is not None,
+        may_be_fresh=may_be_fresh,
         log=log,
     )
+
+
+def may_be_fresh(name: str) -> bool:
+    """Whether weights of this name start at random where a checkpoint of another form has none."""
+    return _FRESH.search(name) is not None
 
 
 def adapt(model: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

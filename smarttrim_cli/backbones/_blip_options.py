@@ -77,6 +77,11 @@ class Options(BaseModel):
         default=None,
         description="weights to start from: a model folder, a Hugging Face folder or an official .pth file",
     )
+    vision_checkpoint: str | None = Field(
+        default=None,
+        description="without a checkpoint, what the vision encoder starts from: a file or model folder with "
+        "a ViT under timm's names, or builtin:NAME",
+    )
     tokenizer: str = Field(
         default="bert-base-uncased",
         description="Hugging Face tokenizer, name or folder; train: a word-level one from the training texts",

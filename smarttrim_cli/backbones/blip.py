@@ -17,12 +17,13 @@ from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVi
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from smarttrim_cli.backbones import _blip_costs
-from smarttrim_cli.backbones._blip_checkpoint import adapt, load_official, save_official
+from smarttrim_cli.backbones._blip_checkpoint import adapt, load_official, may_be_fresh, save_official
 from smarttrim_cli.backbones._blip_encoders import contrastive_image, contrastive_text
 from smarttrim_cli.backbones._blip_forms import FORWARDS
 from smarttrim_cli.backbones._blip_hf import load_hf, section_from_hf
 from smarttrim_cli.backbones._blip_layers import TwinCrossAttention, classifier
 from smarttrim_cli.backbones._blip_options import Options, fit_to_tokenizer
+from smarttrim_cli.backbones._blip_vision_start import load_vision
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.forms import CLASSIFIES, GENERATES, MATCHES, Decoding, Form
 from smarttrim_cli.pruning.sites import Architecture
@@ -37,6 +38,8 @@ __all__ = [
     "fit_to_tokenizer",
     "load_hf",
     "load_official",
+    "load_vision",
+    "may_be_fresh",
     "save_official",
     "section_from_hf",
 ]

@@ -75,12 +75,18 @@ class AnswerVocab:
 
     @classmethod
     def load(cls, path: Path) -> AnswerVocab:
-        """Read a JSON file that maps each answer to its class index.
+        """Read a JSON file that maps each answer to its class index, or lists the answers in that order.
+
+        METER and ViLT write the former, BLIP's ``answer_list.json`` is the latter.
 
         Raises:
-            UserError: The file cannot be read, or does not hold such a map.
+            UserError: The file cannot be read, or holds neither.
         """
         content = read_json(path)
+        if isinstance(content, list) and content and all(isinstance(answer, str) for answer in content):
+            if len(set(content)) < len(content):
+                raise UserError("an answer is listed twice", where=str(path))
+            return cls(tuple(content))
         if not isinstance(content, dict) or not content:
             raise UserError("not a map from answers to class indices", where=str(path))
         indices = list(content.values())

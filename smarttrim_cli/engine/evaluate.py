@@ -69,7 +69,9 @@ def evaluate(
         baseline_trimmers(bundle.model, baseline)
     name = bundle.task.split_name(split or recipe.evaluate.split)
     limit = max_instances or recipe.evaluate.max_instances
-    loader = batches(bundle, name, recipe.evaluate.batch_size, limit)
+    loader = batches(
+        bundle, name, recipe.evaluate.batch_size, limit, recipe.train.dataloader_num_workers
+    )
     modes = ("full", "packed") if bundle.model.sites else ("full",)
     results = predict(bundle, loader, modes, reporter, f"evaluating on {name}")
     report = _report(bundle, results, name)
@@ -140,7 +142,9 @@ def _baseline(
     loader = batches(other, calibration, recipe.evaluate.batch_size, 256)
     few = [to_device(batch, best_device()) for batch in loader]
     calibrate(model, few, measured_speedup(bundle.model, few))
-    loader = batches(other, split, recipe.evaluate.batch_size, limit)
+    loader = batches(
+        other, split, recipe.evaluate.batch_size, limit, recipe.train.dataloader_num_workers
+    )
     result = predict(other, loader, ("packed",), reporter, f"evaluating {name} trimming")["packed"]
     summary = score_summary(bundle.task, result)
     summary["speedup"] = sum(result.full_macs) / sum(result.macs)
@@ -177,12 +181,16 @@ def _write(
         for index, record in enumerate(shown.records):
             full = results["full"].records[index]
             line = {**record, "full_prediction": full["prediction"], "full_score": full["score"]}
-            if shown.macs:
+            if len(shown.macs) == len(shown.records):  # else records are not one per forward pass
                 line |= {"gmacs": shown.macs[index] / 1e9, "full_gmacs": shown.full_macs[index] / 1e9}
             lines.append(json.dumps(finite(line), ensure_ascii=False))
         write_text(predictions, "\n".join(lines) + "\n")
     if submission is not None:
-        write_json(submission, task.submission(shown.records))
+        content = task.submission(shown.records)
+        if isinstance(content, str):
+            write_text(submission, content)
+        else:
+            write_json(submission, content)
 
 
 def _rescore(recipe: Recipe, path: Path, split: str | None, reporter: Reporter) -> dict[str, Any]:

@@ -117,8 +117,8 @@ def backbone_section(asked: dict[str, Any], start: Start) -> dict[str, Any]:
             f"the checkpoint is of backbone {stored['name']!r}, the recipe of {asked['name']!r}",
             where="backbone.name",
         )
-    _refuse_contradictions(asked, stored, keys=asked.keys())
-    return stored
+    _refuse_contradictions(asked, stored, keys=asked.keys() - {"max_text_length"})
+    return stored | {key: asked[key] for key in ("max_text_length",) if key in asked}
 
 
 def _refuse_contradictions(asked: dict[str, Any], stored: dict[str, Any], keys: Any) -> None:
@@ -139,7 +139,11 @@ def load_start(name: str, model: Any, start: Start, log: Log) -> None:
         UserError: They do not fit; every problem is named.
     """
     plugin = registry.load("backbones", name)
-    if start.kind == OFFICIAL:
+    vision = getattr(model.options, "vision_checkpoint", None)
+    if start.kind == RANDOM and vision is not None:
+        file = Path(vision) if Path(vision).is_file() else resolve_checkpoint(vision) / WEIGHTS
+        plugin.load_vision(model, read_tensors(file), str(file))
+    elif start.kind == OFFICIAL:
         plugin.load_official(model, start.path, log)
     elif start.kind == HUGGING_FACE:
         plugin.load_hf(model, start.path, log)
@@ -153,20 +157,22 @@ def load_start(name: str, model: Any, start: Start, log: Log) -> None:
             tensors, changes = adapt(model, tensors)
             for change in changes:
                 log(f"resized {change}")
-            tensors = carried_over(model, tensors, log)
+            fresh = getattr(plugin, "may_be_fresh", lambda name: model.part_of(name) == "head")
+            tensors = carried_over(model, tensors, fresh, log)
         load_into(model, tensors, str(file))
 
 
-def carried_over(model: nn.Module, tensors: Mapping[str, Tensor], log: Log) -> dict[str, Tensor]:
+def carried_over(
+    model: nn.Module, tensors: Mapping[str, Tensor], may_be_fresh: Callable[[str], bool], log: Log
+) -> dict[str, Tensor]:
     """Weights of a model for another task, completed for this one.
 
-    The head starts afresh. Embeddings that have more rows here keep those of the file and get new ones: words
-    start at random, a further token type as a copy of the last.
+    What ``may_be_fresh`` (the head) starts at random. Embeddings that have more rows here keep those of the
+    file and get new ones: words start at random, a further token type as a copy of the last.
     """
     own = model.state_dict()
-    part_of: Callable[[str], str] = model.part_of  # type: ignore[assignment]
     result = {name: tensor for name, tensor in tensors.items() if name in own}
-    fresh = [name for name in own if name not in tensors and part_of(name) == "head"]
+    fresh = [name for name in own if name not in tensors and may_be_fresh(name)]
     result |= {name: own[name] for name in fresh}
     left = [name for name in tensors if name not in result]
     for name, tensor in result.items():

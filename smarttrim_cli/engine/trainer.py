@@ -241,7 +241,13 @@ class Trainer:
         model.eval()
         settings = self.recipe.evaluate
         mode = "masked" if model.sites else "full"
-        loader = batches(self.bundle, task.split_name("eval"), settings.batch_size, settings.max_instances)
+        loader = batches(
+            self.bundle,
+            task.split_name("eval"),
+            settings.batch_size,
+            settings.max_instances,
+            self.recipe.train.dataloader_num_workers,
+        )
         result = predict(self.bundle, loader, (mode,), self.reporter, "evaluating")[mode]
         scores = score_summary(task, result)
         if task.metric not in scores:

@@ -53,3 +53,13 @@ def test_bad_files_are_errors(tmp_path: Path, content: str) -> None:
     (tmp_path / "answers.json").write_text(content)
     with pytest.raises(UserError, match=r"answers\.json"):
         AnswerVocab.load(tmp_path / "answers.json")
+
+
+def test_a_list_of_answers_is_in_class_order(tmp_path: Path) -> None:
+    """As BLIP's ``answer_list.json``."""
+    path = tmp_path / "answer_list.json"
+    path.write_text('["yes", "no", "2"]', encoding="utf-8")
+    assert AnswerVocab.load(path).answers == ("yes", "no", "2")
+    path.write_text('["yes", "yes"]', encoding="utf-8")
+    with pytest.raises(UserError, match="listed twice"):
+        AnswerVocab.load(path)
