@@ -38,6 +38,7 @@ _BLOCK = {
 }
 _POSITIONS = "vision_model.embeddings.position_embedding"
 _UNUSED = re.compile(r"(^\w+_m\.)|(_queue$)|(^queue_ptr$)|(^ptr_queue$)|(\.position_ids$)")
+_OF_WORDS = re.compile(r"\.word_embeddings\.weight$|\.cls\.predictions\.(decoder\.)?(weight|bias)$")
 _FRESH = re.compile(r"^(cls_head|itm_head|vision_proj|text_proj|temp)\b|\.merge_layer\.")
 """What a checkpoint of another form may lack: heads, and the merging layers of NLVR2."""
 
@@ -94,6 +95,31 @@ def place(model: Any, tensors: dict[str, Tensor], *, where: str, unused: list[st
 def may_be_fresh(name: str) -> bool:
     """Whether weights of this name start at random where a checkpoint of another form has none."""
     return _FRESH.search(name) is not None
+
+
+def carry_vocabulary(model: Any, tensors: Mapping[str, Tensor], before: Any) -> dict[str, Tensor]:
+    """Weights of a smaller vocabulary for a model with further words: known words keep their rows.
+
+    [DEC] and [ENC] lie behind the words, so their rows move.
+
+    Args:
+        model: With the larger vocabulary.
+        tensors: Weights of the smaller one.
+        before: Options of the model that they are of.
+    """
+    after, own, result = model.options, model.state_dict(), dict(tensors)
+    size = before.text.config.vocab_size
+    if after.text.config.vocab_size == size:
+        return result
+    kept = min(before.dec_id, before.enc_id)
+    for name, old in tensors.items():
+        if name not in own or not _OF_WORDS.search(name) or len(old) != size:
+            continue
+        grown = own[name].clone()
+        grown[:kept] = old[:kept]
+        grown[after.dec_id], grown[after.enc_id] = old[before.dec_id], old[before.enc_id]
+        result[name] = grown
+    return result
 
 
 def adapt(model: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -17,7 +17,13 @@ from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVi
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from smarttrim_cli.backbones import _blip_costs
-from smarttrim_cli.backbones._blip_checkpoint import adapt, load_official, may_be_fresh, save_official
+from smarttrim_cli.backbones._blip_checkpoint import (
+    adapt,
+    carry_vocabulary,
+    load_official,
+    may_be_fresh,
+    save_official,
+)
 from smarttrim_cli.backbones._blip_encoders import contrastive_image, contrastive_text
 from smarttrim_cli.backbones._blip_forms import FORWARDS
 from smarttrim_cli.backbones._blip_hf import load_hf, section_from_hf
@@ -35,6 +41,7 @@ __all__ = [
     "Options",
     "adapt",
     "build",
+    "carry_vocabulary",
     "fit_to_tokenizer",
     "load_hf",
     "load_official",

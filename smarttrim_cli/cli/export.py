@@ -24,6 +24,10 @@ def export(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
     arguments: TargetAndOverrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+    official: Annotated[
+        bool,
+        typer.Option("--official", help="Also write the backbone in its official layout, for other code."),
+    ] = False,
     as_json: AsJson = False,
     output: Output = None,
 ) -> None:
@@ -37,5 +41,7 @@ def export(
     check_output(output)
     from smarttrim_cli.engine.export import export as run
 
-    result = run(target, out=out, overrides=overrides, overwrite=overwrite, reporter=console)
+    result = run(
+        target, out=out, overrides=overrides, overwrite=overwrite, official=official, reporter=console
+    )
     deliver(console, result, render.comparison(result), as_json=as_json, output=output)

@@ -7,9 +7,26 @@ from typing import Any
 from smarttrim_cli.engine.artifact import Bundle, parameter_count
 from smarttrim_cli.engine.runs import Run
 
+_CALLS = {
+    "vqa": 'predict("image.png", "what color is the circle?")',
+    "nlvr2": 'predict(["left.png", "right.png"], "both images show a dog")',
+    "snli_ve": 'predict("image.png", "a dog is asleep")',
+    "retrieval": 'predict("image.png", "a dog on a beach")',
+    "captioning": 'predict("image.png")',
+}
+"""How a model of each form is asked."""
+_CALL = 'predict("image.png", "...")'
 
-def model_card(name: str, bundle: Bundle, run: Run) -> str:
-    """Markdown text. Numbers that were not measured are absent, never guessed."""
+
+def model_card(name: str, bundle: Bundle, run: Run, official: str | None = None) -> str:
+    """Markdown text. Numbers that were not measured are absent, never guessed.
+
+    Args:
+        name: Of the folder.
+        bundle: The model.
+        run: Where it was trained.
+        official: Name of the file with the backbone in its official layout, if there is one.
+    """
     config, summary = bundle.config, run.summary()
     trimmers = config["trimmers"]
     lines = [
@@ -20,7 +37,7 @@ def model_card(name: str, bundle: Bundle, run: Run) -> str:
         "```python",
         "import smarttrim_cli",
         f'model = smarttrim_cli.load("{name}")',
-        'print(model.predict("image.png", "what color is the circle?").answer)',
+        f"print(model.{_CALLS.get(config['form']['name'], _CALL)}.answer)",
         "```",
         "",
         f"- Parameters: {parameter_count(bundle.model.backbone):,} backbone, "
@@ -28,6 +45,7 @@ def model_card(name: str, bundle: Bundle, run: Run) -> str:
         f"- Trimmed: {', '.join(trimmers['groups']) or 'nothing'}",
         f"- Decision threshold: {float(bundle.model.threshold):+.4f}",
         "- Weights: `model.safetensors` under the host's own names, `trimmers.safetensors` what was added",
+        *_official(official),
         "- How it was trained: `recipe.yaml`",
         "",
         "## Measured",
@@ -38,12 +56,27 @@ def model_card(name: str, bundle: Bundle, run: Run) -> str:
     return "\n".join(lines)
 
 
+def _official(file: str | None) -> list[str]:
+    if file is None:
+        return []
+    return [
+        f"- For the official code: `{file}`, the same weights of the backbone under the official names. "
+        "It runs untrimmed there: that file holds no trimmers, they are in `trimmers.safetensors`"
+    ]
+
+
 def _measured(summary: dict[str, Any]) -> list[str]:
     full, trimmed = summary.get("full", {}), summary.get("trimmed", {})
     if not trimmed and not full:
         return ["Nothing yet: run `smarttrim evaluate` and `smarttrim profile` before exporting."]
     rows = ["| quantity | full | trimmed |", "|---|---|---|"]
-    for key, label in (("accuracy", "accuracy"), ("gmacs", "GMACs per instance")):
+    metric = summary.get("metric", "accuracy")
+    quantities = {
+        metric: metric.replace("_", " "),
+        "gmacs": "GMACs per instance",
+        "gmacs_as_published": "GMACs per instance, counted as published",
+    }
+    for key, label in quantities.items():
         if key in full or key in trimmed:
             rows.append(f"| {label} | {_number(full.get(key))} | {_number(trimmed.get(key))} |")
     latency = [side.get("latency_ms", {}).get("p50") for side in (full, trimmed)]

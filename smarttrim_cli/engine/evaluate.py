@@ -69,9 +69,7 @@ def evaluate(
         baseline_trimmers(bundle.model, baseline)
     name = bundle.task.split_name(split or recipe.evaluate.split)
     limit = max_instances or recipe.evaluate.max_instances
-    loader = batches(
-        bundle, name, recipe.evaluate.batch_size, limit, recipe.train.dataloader_num_workers
-    )
+    loader = batches(bundle, name, recipe.evaluate.batch_size, limit, recipe.train.dataloader_num_workers)
     modes = ("full", "packed") if bundle.model.sites else ("full",)
     results = predict(bundle, loader, modes, reporter, f"evaluating on {name}")
     report = _report(bundle, results, name)
@@ -142,9 +140,7 @@ def _baseline(
     loader = batches(other, calibration, recipe.evaluate.batch_size, 256)
     few = [to_device(batch, best_device()) for batch in loader]
     calibrate(model, few, measured_speedup(bundle.model, few))
-    loader = batches(
-        other, split, recipe.evaluate.batch_size, limit, recipe.train.dataloader_num_workers
-    )
+    loader = batches(other, split, recipe.evaluate.batch_size, limit, recipe.train.dataloader_num_workers)
     result = predict(other, loader, ("packed",), reporter, f"evaluating {name} trimming")["packed"]
     summary = score_summary(bundle.task, result)
     summary["speedup"] = sum(result.full_macs) / sum(result.macs)

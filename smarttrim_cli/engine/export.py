@@ -1,4 +1,7 @@
-"""Export: a folder that runs elsewhere, compared with its source before success is reported."""
+"""Export: a folder that runs elsewhere, compared with its source before success is reported.
+
+On demand the backbone is also written in its official layout, for the code that it was published with.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,15 @@ from typing import Any
 
 import torch
 
-from smarttrim_cli.engine.artifact import CONFIG, load_model, parameter_count, save_model
+from smarttrim_cli import registry
+from smarttrim_cli.engine.artifact import (
+    CONFIG,
+    Bundle,
+    build_backbone,
+    load_model,
+    parameter_count,
+    save_model,
+)
 from smarttrim_cli.engine.build import section_of
 from smarttrim_cli.engine.card import model_card
 from smarttrim_cli.engine.files import check_writable, new_folder, write_text
@@ -17,9 +28,12 @@ from smarttrim_cli.engine.inference import batches
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import find_subject, require_model
 from smarttrim_cli.errors import CheckFailed, UserError
+from smarttrim_cli.forms import Form
 
 COMPARED_INSTANCES = 8
 TOLERANCE = 1e-5
+OFFICIAL_FILE = "official.pth"
+"""Name of the file in the official layout, for backbones that have no ``OFFICIAL_FILE`` of their own."""
 
 
 def export(
@@ -28,6 +42,7 @@ def export(
     out: Path,
     overrides: Sequence[str] = (),
     overwrite: bool = False,
+    official: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Write a self-contained model folder.
@@ -37,14 +52,17 @@ def export(
         out: The folder.
         overrides: ``key=value`` for the recipe, such as another place of the data.
         overwrite: Replace it if it exists.
+        official: Also write the backbone in its official layout.
         reporter: Receives messages.
 
     Returns:
-        ``path``, ``files``, ``parameters`` and ``largest_difference`` between source and reloaded model.
+        ``path``, ``files``, ``parameters`` and ``largest_difference`` between source and reloaded model;
+        with ``official`` the path of that file.
 
     Raises:
-        UserError: ``out`` exists, or there is no model.
-        CheckFailed: The reloaded model answers differently from its source.
+        UserError: ``out`` exists, there is no model, or it has no official layout.
+        CheckFailed: The reloaded model answers differently from its source, or the file in the official
+            layout does not give back its weights.
     """
     reporter = reporter or SilentReporter()
     _refuse_taken(out, overwrite)
@@ -55,7 +73,8 @@ def export(
     with new_folder(out) as folder:
         save_model(folder, bundle)
         shutil.copy(run.recipe_file, folder / "recipe.yaml")
-        write_text(folder / "README.md", model_card(out.name, bundle, run))
+        file = write_official(folder, bundle) if official else None
+        write_text(folder / "README.md", model_card(out.name, bundle, run, file))
         split = bundle.task.split_name("test")
         difference = 0.0
         reloaded = load_model(folder, section_of(subject.recipe.task), reporter.message)
@@ -73,13 +92,53 @@ def export(
     reporter.message(
         f"reloaded and compared on {COMPARED_INSTANCES} instances: largest difference {difference:.1e}"
     )
-    return {
+    result = {
         "path": str(out),
         "files": files,
         "parameters": parameter_count(bundle.model),
         "largest_difference": difference,
         "load": f'smarttrim_cli.load("{out}").predict(image, text)',
     }
+    if file is not None:
+        reporter.message(f"{file} read back: every weight of the backbone is the same bit for bit")
+        result["official"] = str(out / file)
+    return result
+
+
+def write_official(folder: Path, bundle: Bundle) -> str:
+    """Write a model's backbone in its official layout, without the trimmers, and read it back.
+
+    Args:
+        folder: Where to; the file's name is the backbone's ``OFFICIAL_FILE``.
+        bundle: The model.
+
+    Returns:
+        The file's name.
+
+    Raises:
+        UserError: The backbone, or this variant of it, has no official layout.
+        CheckFailed: A fresh model does not get the same weights from the file, bit for bit.
+    """
+    section, backbone = bundle.config["backbone"], bundle.model.backbone
+    plugin = registry.load("backbones", section["name"])
+    if not hasattr(plugin, "save_official"):
+        raise UserError(
+            f"backbone {section['name']} has no official layout",
+            where="--official",
+            hint="without it, model.safetensors has all weights under the host's own names",
+        )
+    name: str = getattr(plugin, "OFFICIAL_FILE", OFFICIAL_FILE)
+    plugin.save_official(backbone, folder / name)
+    fresh = build_backbone(section, Form.from_dict(bundle.config["form"]))
+    for value in fresh.state_dict().values():
+        if value.is_floating_point():
+            value.fill_(torch.nan)  # what the file does not bring will be seen
+    plugin.load_official(fresh, folder / name, lambda text: None)
+    own, found = backbone.state_dict(), fresh.state_dict()
+    wrong = [key for key, value in own.items() if key not in found or not torch.equal(found[key], value)]
+    if wrong:
+        raise CheckFailed(f"{name} does not give back {len(wrong)} weights, such as {wrong[0]}", where=name)
+    return name
 
 
 def _refuse_taken(out: Path, overwrite: bool) -> None:

@@ -153,6 +153,10 @@ def load_start(name: str, model: Any, start: Start, log: Log) -> None:
         tensors = read_tensors(file)
         same_task = start.form is not None and start.form.name == model.form.name
         if not same_task:
+            if hasattr(plugin, "carry_vocabulary"):
+                assert start.config is not None
+                before = registry.options("backbones", start.config["backbone"])
+                tensors = plugin.carry_vocabulary(model, tensors, before)
             adapt = getattr(plugin, "adapt", lambda model, tensors: (tensors, []))
             tensors, changes = adapt(model, tensors)
             for change in changes:

@@ -141,21 +141,23 @@ def pair_truth(left: Objects, right: Objects, text: str) -> bool:
     if found := re.fullmatch(r"the (left|right) image has more (.+) than (.+)", text):
         image = left if found[1] == "left" else right
         return len(fitting(image, found[2])) > len(fitting(image, found[3]))
-    found = re.fullmatch(
-        r"(both images|at least one image|only one image|no image|the left image|the right image) "
-        r"(?:contains?|shows?) (.+)",
-        text,
-    )
-    assert found, text
-    holds = [contains(image, found[2]) for image in (left, right)]
+    images = r"(both images|(?:at least one|only one|no|neither|the left|the right) image)"
+    if found := re.fullmatch(rf"there is (.+) in {images}", text):
+        what, where = found[1], found[2]
+    else:
+        found = re.fullmatch(rf"{images} (?:contains?|shows?) (.+)", text)
+        assert found, text
+        where, what = found[1], found[2]
+    holds = [contains(image, what) for image in (left, right)]
     return {
         "both images": all(holds),
         "at least one image": any(holds),
         "only one image": holds.count(True) == 1,
         "no image": not any(holds),
+        "neither image": not any(holds),
         "the left image": holds[0],
         "the right image": holds[1],
-    }[found[1]]
+    }[where]
 
 
 def contains(objects: Objects, text: str) -> bool:

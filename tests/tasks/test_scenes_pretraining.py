@@ -13,15 +13,14 @@ from smarttrim_cli.data.scenes.world import SceneObject
 from smarttrim_cli.engine.build import build as engine_build
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.tasks.scenes_pretraining import (
-    Options,
+from smarttrim_cli.tasks._scenes_truth import (
     anchor_side,
-    build,
     neighbours,
     overlaps,
     patch_attributes,
     role_patches,
 )
+from smarttrim_cli.tasks.scenes_pretraining import Options, build
 from tests.engine.tiny_run import metrics, tiny_recipe
 
 RED, BLUE = list(PALETTE).index("red") + 1, list(PALETTE).index("blue") + 1
@@ -109,9 +108,37 @@ def test_needs_scenes() -> None:
         build(Options(data={"name": "vqa_v2", "data_dir": "x"}), print, "classifies")
 
 
-def test_needs_a_backbone_that_classifies() -> None:
-    with pytest.raises(UserError, match="cannot use a backbone that generates"):
-        build(Options(data={"name": "scenes"}), print, "generates")
+def test_needs_a_backbone_that_answers() -> None:
+    with pytest.raises(UserError, match="cannot use a backbone that matches"):
+        build(Options(data={"name": "scenes"}), print, "matches")
+
+
+_SIZES = "hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2"
+BLIP = (
+    "backbone={name: blip, tokenizer: train, image_size: 32, max_text_length: 20, "
+    f"vision: {{config: {{patch_size: 8, {_SIZES}}}}}, "
+    f"text: {{config: {{max_position_embeddings: 30, {_SIZES}}}}}}}"
+)
+
+
+def test_blip_learns_where_to_look(tmp_path: Path) -> None:
+    """Its losses are computed where its modalities meet, and fall."""
+    recipe = tiny_recipe(
+        tmp_path,
+        BLIP,
+        "task.name=scenes_pretraining",
+        "task.inference=generate",
+        "task.vision_share=0.0",
+        "task.answers_only_share=0.0",
+        "pruning=null",
+        "train.max_steps=30",
+        "logging.logging_steps=5",
+        "optimizer={learning_rate: 1.0e-3}",
+    )
+    finetune(recipe)
+    rows = [row for row in metrics(tmp_path / "run") if "grounding" in row]
+    for name in ("task", "grounding", "alignment"):
+        assert rows[-1][name] < rows[0][name], name
 
 
 def test_losses_are_finite_and_fall(tmp_path: Path) -> None:

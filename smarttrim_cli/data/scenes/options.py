@@ -58,7 +58,7 @@ class Background(_Section):
 class StatementWeights(_Section):
     """How often each type of statement is made, relative to the others."""
 
-    existence: float = Field(1.0, ge=0, description="both images contain a ...")
+    existence: float = Field(1.0, ge=0, description="there is a ... in both images")
     count: float = Field(1.0, ge=0, description="at least one image contains exactly two ...")
     comparison: float = Field(1.0, ge=0, description="the left image has more ... than the right image")
     total: float = Field(1.0, ge=0, description="there are exactly three ... in all")

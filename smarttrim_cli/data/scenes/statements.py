@@ -27,12 +27,12 @@ MAX_TRIES = 10
 """Types drawn per statement asked for, on average, before the set is given up."""
 
 EXISTENCE: tuple[tuple[str, Callable[[int, int], bool]], ...] = (
-    ("both images contain {}", lambda left, right: left > 0 and right > 0),
-    ("at least one image contains {}", lambda left, right: left + right > 0),
-    ("only one image contains {}", lambda left, right: (left > 0) != (right > 0)),
-    ("no image contains {}", lambda left, right: left + right == 0),
-    ("the left image contains {}", lambda left, right: left > 0),
-    ("the right image contains {}", lambda left, right: right > 0),
+    ("there is {} in both images", lambda left, right: left > 0 and right > 0),
+    ("there is {} in at least one image", lambda left, right: left + right > 0),
+    ("there is {} in only one image", lambda left, right: (left > 0) != (right > 0)),
+    ("there is {} in neither image", lambda left, right: left + right == 0),
+    ("there is {} in the left image", lambda left, right: left > 0),
+    ("there is {} in the right image", lambda left, right: right > 0),
 )
 COUNT: tuple[tuple[str, Callable[[int, int, int], bool]], ...] = (
     ("at least one image contains exactly {}", lambda left, right, n: n in (left, right)),
