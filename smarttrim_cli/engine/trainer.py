@@ -192,10 +192,11 @@ class Trainer:
             )
 
     def target_at(self, progress: float) -> Target | None:
-        """What a step aims at; None for plain fine-tuning."""
+        """What a step aims at; None for plain fine-tuning, and before trimming begins."""
         pruning, curriculum = self.recipe.pruning, self.recipe.strategy.curriculum
-        if pruning is None:
+        if pruning is None or progress < curriculum.start_ratio:
             return None
+        progress = (progress - curriculum.start_ratio) / (1 - curriculum.start_ratio)
         kept = scheduled_targets(self.plan.kept, progress, curriculum.end_ratio, curriculum.enabled)
         macs = 1.0 / self.plan.speedup
         if curriculum.enabled:
@@ -270,7 +271,8 @@ class Trainer:
         """Models are only comparable once the full target holds."""
         end = self.recipe.strategy.curriculum
         at_target = not self.bundle.model.sites or not end.enabled
-        if not at_target and self.progress.step / self.total_steps < end.end_ratio:
+        reached = end.start_ratio + (1 - end.start_ratio) * end.end_ratio
+        if not at_target and self.progress.step / self.total_steps < reached:
             return
         if self.progress.best_score is None or score > self.progress.best_score:
             self.progress.best_score, self.progress.best_step = score, self.progress.step

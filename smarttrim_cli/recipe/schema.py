@@ -167,8 +167,14 @@ class Curriculum(Section):
 
     enabled: bool = Field(True, description="Whether the target grows during training.")
     schedule: Literal["linear"] = Field("linear", description="How it grows.")
+    start_ratio: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of all steps, at the start, that train the full model alone; 0: none (the paper).",
+    )
     end_ratio: float = Field(
-        0.6, gt=0, le=1, description="Share of all steps after which the full target holds."
+        0.6, gt=0, le=1, description="Share of the steps with trimming after which the full target holds."
     )
 
 

@@ -377,3 +377,18 @@ def test_split_without_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (tmp_path / "run/model/config.json").exists()  # the training is not lost
     with pytest.raises(UserError, match="split val has questions but no answers"):
         finetune(tiny_recipe(tmp_path, *SHORT, files, "task.splits.train=val"), overwrite=True)
+
+
+def test_trimming_can_begin_later(tmp_path: Path) -> None:
+    """Until then the full model is trained alone; the curriculum runs over the rest."""
+    recipe = tiny_recipe(
+        tmp_path,
+        "train.max_steps=8",
+        "logging.logging_steps=1",
+        "strategy.curriculum={start_ratio: 0.5, end_ratio: 0.5}",
+    )
+    finetune(recipe)
+    rows = [row for row in metrics(tmp_path / "run") if "task" in row]
+    assert ["cost" in row for row in rows] == [False] * 4 + [True] * 4
+    targets = [row.get("target/token.vision", 1.0) for row in rows]
+    assert targets[:3] == [1.0] * 3 and targets[4] < 1.0 and targets[-1] == targets[-2] == targets[5]
