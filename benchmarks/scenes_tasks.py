@@ -1,9 +1,9 @@
 """Train, trim and score every task on the embedded scenes, with both backbones.
 
-``python benchmarks/scenes_tasks.py`` runs recipes/scenes/{meter,blip}/*.yaml (with ``--only`` some of them)
-and writes docs/results/scenes_tasks.json. Runs that are there already are only evaluated; ``--report`` prints
-the file. Chance is what the trimmed model's own predictions score for other instances (each for the one half
-the split away); for retrieval it is that of a random order.
+``python benchmarks/scenes_tasks.py`` runs recipes/scenes/{meter,blip}/*.yaml (with ``--only`` some of them),
+writes docs/results/scenes_tasks.json and the table in docs/scenes_tasks.md. Runs that are there already are
+only evaluated; ``--report`` shows what was measured before. Chance is what the trimmed model's own predictions
+score for other instances (each for the one half the split away); for retrieval it is that of a random order.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from smarttrim_cli.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "scenes_tasks.json"
-COLUMNS = ("recipe", "metric", "chance", "full", "trimmed", "n", "MACs", "train s")
+PAGE, MARK = ROOT / "docs" / "scenes_tasks.md", "<!-- table of benchmarks/scenes_tasks.py -->"
+COLUMNS = ("recipe", "metric", "chance", "full", "trimmed", "instances", "fewer MACs", "training, s")
 
 
 def main() -> None:
     """Parse, run, write, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", help="such as meter/vqa blip/nlvr2")
-    parser.add_argument("--report", action="store_true", help="print what was measured before")
+    parser.add_argument("--report", action="store_true", help="show what was measured before")
     options = parser.parse_args()
     results: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     for path in [] if options.report else sorted((ROOT / "recipes" / "scenes").glob("*/*.yaml")):
@@ -41,7 +42,10 @@ def main() -> None:
             continue
         results[name] = result_of(load_recipe(path))
         write_json(RESULTS, results)
-    report(results)
+    table = "\n".join(table_of(results))
+    print(table)
+    before, _, after = PAGE.read_text("utf-8").split(MARK)
+    PAGE.write_text(f"{before}{MARK}\n{table}\n{MARK}{after}", "utf-8")
 
 
 def result_of(recipe: Recipe) -> dict[str, Any]:
@@ -98,14 +102,17 @@ def random_recall(images: int, texts: int) -> float:
     return sum(recalls) / len(recalls)
 
 
-def report(results: dict[str, Any]) -> None:
-    """Print a table."""
-    print(" | ".join(COLUMNS))
+def table_of(results: dict[str, Any]) -> list[str]:
+    """Lines of a Markdown table; scores with their standard errors."""
+    rows = [COLUMNS, ("---",) * len(COLUMNS)]
     for name, one in results.items():
         metric = one["metric"]
-        full, trimmed = (f"{one[s][metric]:.3f} ± {one[s][f'{metric}_se']:.3f}" for s in ("full", "trimmed"))
-        cells = (name, metric, f"{one['chance']:.3f}", full, trimmed, one["trimmed"]["count"])
-        print(" | ".join(map(str, (*cells, f"{one['macs_speedup']:.2f}x", one["train_seconds"]))))
+        sides = (f"{one[s][metric]:.3f} ± {one[s][f'{metric}_se']:.3f}" for s in ("full", "trimmed"))
+        count, speedup = str(one["trimmed"]["count"]), f"{one['macs_speedup']:.2f}x"
+        rows.append(
+            (name, metric, f"{one['chance']:.3f}", *sides, count, speedup, f"{one['train_seconds']:.0f}")
+        )
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 if __name__ == "__main__":
