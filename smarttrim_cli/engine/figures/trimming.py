@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,15 +79,22 @@ def answer_spans(instance: Instance) -> list[Span]:
 
     def marked(label: str, answer: Answer) -> list[Span]:
         if answer.score is None:
-            return [Span(label, MUTED, tied=True), Span(answer.text, INK, "bold", gap=2.2)]
+            return [Span(label, MUTED, tied=True), *_words_of(answer.text)]
         sign, color = ("✓", GREEN) if answer.score >= 0.5 else ("✗", VERMILION)
-        text = Span(answer.text, INK, "bold", gap=0.3, tied=True)
-        return [Span(label, MUTED, tied=True), text, Span(sign, color, "bold", gap=2.2)]
+        *words, last = _words_of(answer.text)
+        last = replace(last, gap=0.3, tied=True)
+        return [Span(label, MUTED, tied=True), *words, last, Span(sign, color, "bold", gap=2.2)]
 
     spans = [*marked("trimmed", instance.trimmed), *marked("full", instance.full)]
     if instance.reference is not None:
-        spans += [Span("reference", MUTED, tied=True), Span(instance.reference, INK, "bold", gap=2.2)]
+        spans += [Span("reference", MUTED, tied=True), *_words_of(instance.reference)]
     return spans
+
+
+def _words_of(text: str) -> list[Span]:
+    """An answer word by word, so that long ones wrap between words."""
+    *words, last = text.split() or [""]
+    return [*(Span(word, INK, "bold") for word in words), Span(last, INK, "bold", gap=2.2)]
 
 
 def cost_text(instance: Instance) -> str:
@@ -116,7 +124,8 @@ def _run_label(first: LayerMask, last: LayerMask) -> str:
 
 def _headline(canvas: Canvas, y: float, instance: Instance, size: float) -> float:
     width = canvas.right - MARGIN
-    y = canvas.paragraph(MARGIN, y, instance.question, width, size, INK, "bold") + 0.06
+    if instance.question:
+        y = canvas.paragraph(MARGIN, y, instance.question, width, size, INK, "bold") + 0.06
     y = canvas.spans(MARGIN, y, answer_spans(instance), width, 11) + 0.02
     notes = [
         cost_text(instance),
