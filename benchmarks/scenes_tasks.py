@@ -2,8 +2,8 @@
 
 ``python benchmarks/scenes_tasks.py`` runs recipes/scenes/{meter,blip}/*.yaml (with ``--only`` some of them),
 writes docs/results/scenes_tasks.json and the table in docs/scenes_tasks.md. Runs that are there already are
-only evaluated; ``--report`` shows what was measured before. Chance is what the trimmed model's own predictions
-score for other instances (each for the one half the split away); for retrieval it is that of a random order.
+only evaluated; ``--report`` shows what was measured before. Chance is what the trimmed model's predictions
+score for other instances (each for the one half the split away); for retrieval that of a random order.
 """
 
 from __future__ import annotations

@@ -1,16 +1,54 @@
 """What a task asks of a backbone: the form of the model, and how it decodes.
 
 A backbone says which forms it has (``FORMS``), and in which way it answers there: it ``classifies`` (one row
-of logits per instance), ``matches`` (one score per pair of image and text) or ``generates`` text.
+of logits per instance), ``matches`` (one score per pair of image and text), ``contrasts`` (compares features
+of images and texts first, then matches) or ``generates`` text.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CLASSIFIES, MATCHES, GENERATES = "classifies", "matches", "generates"
+CONTRASTS = "contrasts"
+
+
+class Ranking(NamedTuple):
+    """Training output of a backbone that matches, where a batch has other images.
+
+    Attributes:
+        scores: Of every image with its texts, (B, K).
+        matching: Logits of "no match" and "match" for every other image with the last text, (B, 2).
+    """
+
+    scores: Tensor
+    matching: Tensor
+
+
+class Contrast(NamedTuple):
+    """Training output of a backbone that contrasts, for B pairs of image and text.
+
+    Attributes:
+        image_features: Normalised, (B, E).
+        text_features: Normalised, (B, E).
+        temperature: What similarities are divided by, ().
+        matching: Logits of "no match" and "match", (B, 3, 2): of the pair, of its image with a hard negative
+            text, of its text with a hard negative image.
+        negative_images: Rows of the hard negative images, (B,).
+        negative_texts: Rows of the hard negative texts, (B,).
+    """
+
+    image_features: Tensor
+    text_features: Tensor
+    temperature: Tensor
+    matching: Tensor
+    negative_images: Tensor
+    negative_texts: Tensor
 
 
 @dataclass(frozen=True)

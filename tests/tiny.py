@@ -6,6 +6,7 @@ message as long as it has none. A new trimmer needs nothing.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from smarttrim_cli import registry
-from smarttrim_cli.forms import Decoding, Form
+from smarttrim_cli.forms import GENERATES, Decoding, Form
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.model import TrimmedModel, build_trimmers
 
@@ -241,7 +242,8 @@ def ragged_inputs(host: nn.Module, seed: int = 0, extra: int = 0) -> dict[str, T
 
 def generates(host: nn.Module) -> bool:
     """Whether a host in its form generates text."""
-    return host.form.decoding is not None and not hasattr(host, "vqa_classifier")
+    forms = importlib.import_module(type(host).__module__).FORMS
+    return bool(forms.get(host.form.name) == GENERATES)
 
 
 def answers(host: nn.Module, seed: int = 0) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from smarttrim_cli.backbones._blip_layers import TwinCrossAttention
+from smarttrim_cli.pruning.cost import Number, full_counts, total_macs
 from smarttrim_cli.pruning.sites import (
     CROSS_HEAD,
     HOSTED,
@@ -180,6 +181,22 @@ def _fixed_costs(model: Any) -> tuple[FixedCost, ...]:
     if hasattr(model, "itm_head"):
         return images, FixedCost("head", 2 * width, per_row_of="text")
     return (images,)
+
+
+def image_feature_macs(model: Any) -> int:
+    """The projection of an encoded image's CLS to its feature."""
+    return model.options.vision.config.hidden_size * model.feature_width  # type: ignore[no-any-return]
+
+
+def text_feature_macs(model: Any, tokens: Number) -> Number:
+    """A text's feature: the text encoder without cross-attention, and a projection. Never trimmed."""
+    width = model.options.text.config.hidden_size
+    alone = Architecture(
+        tuple(_guidance_layers(model)),
+        (FixedCost("head", width * model.feature_width),),
+        (TokenCost("text_encoder", "guidance", -1, width),),
+    )
+    return total_macs(alone, full_counts(alone, {"guidance": tokens}))
 
 
 def token_counts(model: Any, text_tokens: int) -> dict[str, float]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import drop_path
 from torch import Tensor, nn
 
@@ -101,20 +100,6 @@ def _guide_by_text(model: Any, input_ids: Tensor, attention_mask: Tensor, embedd
         hidden = self_attention(layer, Site("guidance", index, SELF_HEAD), hidden, None)
         hidden = layer.output(layer.intermediate(hidden), hidden)
     guide("text", leave("guidance", hidden))
-
-
-def contrastive_image(model: Any, pixel_values: Tensor) -> Tensor:
-    """Normalised image features (B, E) for a first selection."""
-    return F.normalize(model.vision_proj(encode_image(model, pixel_values)[:, 0]), dim=-1)
-
-
-def contrastive_text(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Normalised text features (B, E): a pass without cross-attention, with [CLS] as it is."""
-    mask, hidden = host_mask(attention_mask), model.text_encoder.embeddings(input_ids=input_ids)
-    for index, layer in enumerate(model.text_encoder.encoder.layer):
-        hidden = self_attention(layer, Site("text", index, SELF_HEAD), hidden, mask)
-        hidden = layer.output(layer.intermediate(hidden), hidden)
-    return F.normalize(model.text_proj(hidden[:, 0]), dim=-1)
 
 
 def host_mask(attention_mask: Tensor) -> Tensor | None:

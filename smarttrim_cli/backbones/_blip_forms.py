@@ -1,10 +1,8 @@
-"""BLIP's forward passes, one per form.
+"""BLIP's forward passes, one per form; those of retrieval are in :mod:`._blip_contrastive`.
 
-Sources: the official ``models/blip_vqa.py``, ``models/blip_nlvr.py``, ``models/blip_itm.py``,
-``models/blip_retrieval.py`` (its evaluation in ``train_retrieval.py``) and ``models/blip.py``.
+Sources: the official ``models/blip_vqa.py``, ``models/blip_nlvr.py`` and ``models/blip.py``.
 
-Legend: B instances, K texts per image, L text tokens, A answers, C candidates, P prompt tokens, T tokens,
-V vocabulary.
+Legend: B instances, L text tokens, A answers, C candidates, P prompt tokens, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,15 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from smarttrim_cli.backbones._blip_contrastive import retrieve
 from smarttrim_cli.backbones._blip_decoder import answer_logits, rank, write
-from smarttrim_cli.backbones._blip_encoders import (
-    encode_image,
-    encode_pair,
-    encode_text,
-    host_mask,
-    with_first,
-)
-from smarttrim_cli.pruning.context import repeat
+from smarttrim_cli.backbones._blip_encoders import encode_image, encode_pair, host_mask
 from smarttrim_cli.pruning.decoder import Decoder
 
 
@@ -30,20 +22,6 @@ def classify(model: Any, pixel_values: Tensor, input_ids: Tensor, attention_mask
     """Logits (B, labels) from the fused [ENC]."""
     _, fused_BD = encode_pair(model, pixel_values, input_ids, attention_mask)
     return model.cls_head(fused_BD)  # type: ignore[no-any-return]
-
-
-def match(model: Any, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Matching scores (B, K) of images with K texts each, (B, K, L); an image is encoded once.
-
-    The score is the logit "they match" of the matching head, as the official evaluation takes it. It adds the
-    similarity of the contrastive features there, which the first stage has at hand.
-    """
-    texts = input_ids.shape[1]
-    image = repeat("vision", encode_image(model, pixel_values), texts)
-    ids = with_first(input_ids.flatten(0, 1), model.options.enc_id)
-    embedded = model.text_encoder.embeddings(input_ids=ids)
-    _, fused_RD = encode_text(model, embedded, attention_mask.flatten(0, 1), (image,), texts)
-    return model.itm_head(fused_RD)[:, 1].view(-1, texts)  # type: ignore[no-any-return]
 
 
 def answer(
@@ -99,10 +77,10 @@ def caption(
     return write(model, decoder, prompt_ids, num_steps)[0]
 
 
-FORWARDS: dict[str, Callable[..., Tensor]] = {
+FORWARDS: dict[str, Callable[..., Any]] = {
     "vqa": answer,
     "nlvr2": classify,
     "snli_ve": classify,
-    "retrieval": match,
+    "retrieval": retrieve,
     "captioning": caption,
 }

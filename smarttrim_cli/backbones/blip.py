@@ -11,6 +11,8 @@ retrieval trim the image by itself: there is no text, or one image is encoded fo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
@@ -24,14 +26,15 @@ from smarttrim_cli.backbones._blip_checkpoint import (
     may_be_fresh,
     save_official,
 )
-from smarttrim_cli.backbones._blip_encoders import contrastive_image, contrastive_text
+from smarttrim_cli.backbones._blip_contrastive import image_features, text_features
+from smarttrim_cli.backbones._blip_encoders import encode_image
 from smarttrim_cli.backbones._blip_forms import FORWARDS
 from smarttrim_cli.backbones._blip_hf import load_hf, section_from_hf
 from smarttrim_cli.backbones._blip_layers import TwinCrossAttention, classifier
 from smarttrim_cli.backbones._blip_options import Options, fit_to_tokenizer
 from smarttrim_cli.backbones._blip_vision_start import load_vision
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.forms import CLASSIFIES, GENERATES, MATCHES, Decoding, Form
+from smarttrim_cli.forms import CLASSIFIES, CONTRASTS, GENERATES, Decoding, Form
 from smarttrim_cli.pruning.sites import Architecture
 
 __all__ = [
@@ -55,7 +58,7 @@ FORMS = {
     "vqa": GENERATES,
     "nlvr2": CLASSIFIES,
     "snli_ve": CLASSIFIES,
-    "retrieval": MATCHES,
+    "retrieval": CONTRASTS,
     "captioning": GENERATES,
 }
 PREPROCESS = "resize"
@@ -94,7 +97,7 @@ class Blip(nn.Module):
             self.vision_proj = nn.Linear(vision.hidden_size, options.image_text_hidden_size)
             self.text_proj = nn.Linear(text.hidden_size, options.image_text_hidden_size)
             self.itm_head = nn.Linear(text.hidden_size, 2)
-            self.register_buffer("temp", torch.tensor(_TEMPERATURE))  # carried along; no pass here uses it
+            self.temp = nn.Parameter(torch.tensor(_TEMPERATURE))
         highest = options.drop_path_rate
         if highest is None:
             highest = _PUBLISHED_DROP_PATH.get(form.name, 0.0)
@@ -106,9 +109,14 @@ class Blip(nn.Module):
         """How the form generates or ranks; it may be changed on a built model."""
         return self.form.decoding or Decoding()
 
-    def forward(self, **inputs: Tensor) -> Tensor:
+    def forward(self, **inputs: Any) -> Any:
         """The pass of the form, in all modes: see :mod:`._blip_forms` for inputs and outputs."""
         return FORWARDS[self.form.name](self, **inputs)
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the features that retrieval compares."""
+        return self.options.image_text_hidden_size
 
     def contrastive_features(
         self,
@@ -118,13 +126,18 @@ class Blip(nn.Module):
     ) -> Tensor:
         """Normalised features of images or of texts, (B, E), for a first selection in retrieval.
 
-        They are untrimmed: call this on the backbone itself. Their products are similarities in -1..1, which
-        the official evaluation adds to the matching scores.
+        They are untrimmed: call this on the backbone itself. (Those of trimmed images come with
+        ``EncodedImages``; texts are not trimmed for their features.) Their products are similarities in
+        -1..1, which the official evaluation adds to the matching scores.
         """
         if pixel_values is not None:
-            return contrastive_image(self, pixel_values)
+            return image_features(self, encode_image(self, pixel_values))
         assert input_ids is not None and attention_mask is not None
-        return contrastive_text(self, input_ids, attention_mask)
+        return text_features(self, input_ids, attention_mask)
+
+    def feature_macs(self, text_tokens: Any) -> tuple[int, Any]:
+        """MACs of the features of an image, once encoded, and of a text (or texts) with so many tokens."""
+        return _blip_costs.image_feature_macs(self), _blip_costs.text_feature_macs(self, text_tokens)
 
     # --- what the engine asks ---
 

@@ -28,12 +28,13 @@ from smarttrim_cli.backbones._meter_encoders import build_text, build_vision, te
 from smarttrim_cli.backbones._meter_heads import ANSWERING, FORMS, HEADS, build_heads, rank_as_matching
 from smarttrim_cli.backbones._meter_options import Options
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.forms import MATCHES, Form
+from smarttrim_cli.forms import MATCHES, Form, Ranking
 from smarttrim_cli.pruning.context import current, enter, leave, trim
 from smarttrim_cli.pruning.sites import Architecture
 
 __all__ = [
     "FORMS",
+    "OFFICIAL_FILE",
     "PREPROCESS",
     "Meter",
     "Options",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 PREPROCESS = "shorter_side_center_crop"
+OFFICIAL_FILE = "official.ckpt"
 """Mode of ``data.images.Preprocess``."""
 
 
@@ -88,22 +90,40 @@ class Meter(nn.Module):
 
     # --- forward, the same in all modes ---
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        other_images: Tensor | None = None,
+    ) -> Tensor | Ranking:
         """Logits of the form's classes, or scores of pairs of image and text.
 
         Args:
             pixel_values: (B, 3, H, W), preprocessed; (B, 2, 3, H, W) where the form has two images.
             input_ids: (B, L); (B, K, L) for K texts per image.
             attention_mask: Like ``input_ids``, 0 on padding.
+            other_images: (B, 3, H, W), to train retrieval: each instance's last text is for this image.
 
         Returns:
-            (B, num_labels); (B, K) for K texts per image.
+            (B, num_labels); (B, K) for K texts per image. With ``other_images`` scores (B, K - 1) and the
+            logits of the matching head.
         """
+        if other_images is not None:
+            return self._ranking(pixel_values, input_ids, attention_mask, other_images)
         pooled = self.features(pixel_values, input_ids, attention_mask)
         if self.form.images > 1:
             pooled = pooled.unflatten(0, (-1, self.form.images)).flatten(1)
         answer: Tensor = self.get_submodule(ANSWERING[self.form.name])(pooled)
         return answer.view(input_ids.shape[:2]) if input_ids.dim() == 3 else answer
+
+    def _ranking(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, other_images: Tensor
+    ) -> Ranking:
+        same = pixel_values[:, None].expand(-1, input_ids.shape[1] - 1, -1, -1, -1)
+        images = torch.cat((same, other_images[:, None]), 1)
+        pooled = self.features(images, input_ids, attention_mask).unflatten(0, input_ids.shape[:2])
+        return Ranking(self.rank_output(pooled[:, :-1]).squeeze(-1), self.itm_score(pooled[:, -1]))
 
     def features(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Pooled text and image CLS of every row, (R, 2D)."""
@@ -122,14 +142,18 @@ class Meter(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Text (R, L, D) and image tokens (R, N, D) after the co-attention layers, as they flow.
 
-        The arguments are those of :meth:`forward`; under a packed context both are (1, T, D).
+        The arguments are those of :meth:`forward`, and ``pixel_values`` may be (B, K, 3, H, W), an image per
+        text; under a packed context both are (1, T, D).
         """
         images, texts = self.form.images, input_ids.shape[1] if input_ids.dim() == 3 else 1
         if images > 1:
             pixel_values = pixel_values.flatten(0, 1)
             input_ids, attention_mask = (x.repeat_interleave(images, 0) for x in (input_ids, attention_mask))
         if input_ids.dim() == 3:
-            pixel_values = pixel_values.repeat_interleave(texts, 0)
+            one_each = pixel_values.dim() == 5
+            pixel_values = (
+                pixel_values.flatten(0, 1) if one_each else pixel_values.repeat_interleave(texts, 0)
+            )
             input_ids, attention_mask = input_ids.flatten(0, 1), attention_mask.flatten(0, 1)
         mask, copies = self.host_mask(attention_mask), images * texts
         text = self.encode_text(input_ids, attention_mask, mask, copies)

@@ -28,7 +28,6 @@ def model_card(name: str, bundle: Bundle, run: Run, official: str | None = None)
         official: Name of the file with the backbone in its official layout, if there is one.
     """
     config, summary = bundle.config, run.summary()
-    trimmers = config["trimmers"]
     lines = [
         f"# {name}",
         "",
@@ -42,7 +41,7 @@ def model_card(name: str, bundle: Bundle, run: Run, official: str | None = None)
         "",
         f"- Parameters: {parameter_count(bundle.model.backbone):,} backbone, "
         f"{parameter_count(bundle.model.trimmers):,} trimmers",
-        f"- Trimmed: {', '.join(trimmers['groups']) or 'nothing'}",
+        f"- Trimmed: {', '.join(bundle.model.groups) or 'nothing'}",
         f"- Decision threshold: {float(bundle.model.threshold):+.4f}",
         "- Weights: `model.safetensors` under the host's own names, `trimmers.safetensors` what was added",
         *_official(official),

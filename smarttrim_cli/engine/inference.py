@@ -77,6 +77,10 @@ def predict(
     Raises:
         UserError: No instance can be used.
     """
+    if getattr(bundle.task, "two_stage", False):
+        from smarttrim_cli.engine.retrieval import predict_in_two_stages  # which uses this module
+
+        return predict_in_two_stages(bundle, loader, modes, reporter, label)
     model, device = bundle.model, device_of(bundle.model)
     results = {mode: Predictions() for mode in modes}
     expected = len(loader.dataset)

@@ -144,6 +144,10 @@ def load_start(name: str, model: Any, start: Start, log: Log) -> None:
         file = Path(vision) if Path(vision).is_file() else resolve_checkpoint(vision) / WEIGHTS
         plugin.load_vision(model, read_tensors(file), str(file))
     elif start.kind == OFFICIAL:
+        if not hasattr(plugin, "load_official"):
+            raise UserError(
+                f"backbone {name} does not read official checkpoints", where="backbone.checkpoint"
+            )
         plugin.load_official(model, start.path, log)
     elif start.kind == HUGGING_FACE:
         plugin.load_hf(model, start.path, log)

@@ -118,12 +118,31 @@ class Target:
     sampling: Sampling
 
 
+class StatefulLoss(nn.Module):
+    """A task loss that is a module: it becomes part of the objective, and its state of checkpoints.
+
+    For what training carries along beside the model, such as momentum encoders and queues. Subclasses have
+    ``forward(output, batch)``.
+    """
+
+    def start(self, backbone: nn.Module) -> None:
+        """Make the state for a backbone, which has its first weights; called once per training."""
+
+    def prepare(self, batch: Any) -> Any:
+        """A batch with what the loss needs of the state, which moves on; called once per batch."""
+        return batch
+
+    def replay(self, output: Any) -> dict[str, Tensor]:
+        """Inputs that make the full model's pass take the choices that the trimmed one's took."""
+        return {}
+
+
 class Objective(nn.Module):
     """Model and loss as one module, so that a distributed wrapper sees a single forward.
 
     Args:
         model: The model with trimmers; without any, the plain task loss is computed.
-        task_loss: Maps the backbone's output and the batch to a scalar.
+        task_loss: Maps the backbone's output and the batch to a scalar; may be a :class:`StatefulLoss`.
         logits: Maps them to the distributions (n, C) that self-distillation compares.
         weights: Weights of the terms.
         auxiliary: Further loss for training from scratch; gets the batch and the progress in [0, 1].
@@ -140,6 +159,8 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.task_loss = task_loss
+        if isinstance(task_loss, StatefulLoss):
+            task_loss.start(model.backbone)
         self.logits = logits
         self.weights = weights
         self.auxiliary = auxiliary
@@ -153,6 +174,8 @@ class Objective(nn.Module):
         """Losses of a batch: ``loss`` (to minimise) and its terms, and ``kept/<group>``."""
         if self.auxiliary is not None:
             return self.auxiliary(batch, progress)
+        if isinstance(self.task_loss, StatefulLoss):
+            batch = self.task_loss.prepare(batch)
         if target is None:
             loss = self.task_loss(self.model(batch.inputs, "full").output, batch)
             return {"loss": loss, "task": loss.detach()}
@@ -178,7 +201,10 @@ class Objective(nn.Module):
         trimmed = self.logits(output, batch)
         if self.weights.distillation == 0:
             return trimmed.new_zeros(())
-        full = self.model(batch.inputs, "full").output
+        inputs = batch.inputs
+        if isinstance(self.task_loss, StatefulLoss):
+            inputs = {**inputs, **self.task_loss.replay(output)}
+        full = self.model(inputs, "full").output
         return self.task_loss(full, batch) + distillation_loss(
             trimmed, self.logits(full, batch), self.weights.distillation_temperature
         )

@@ -1,7 +1,7 @@
-"""Retrieval as data: pairs to learn from, and the matrix of all images and texts of a split, in blocks.
+"""Retrieval as data: pairs to learn from, and the images and texts of a split to be found among each other.
 
-A block is an image with some of the texts; an item of evaluation is a block, so that no more than a block of
-the matrix is computed at once.
+A block is an image with some of the texts. An item of evaluation is a block: one of those that cover the
+whole matrix, or, where candidates are chosen first, one per image.
 
 Legend: I images, T texts, K texts of a block or of a training instance.
 """
@@ -68,6 +68,17 @@ class Gallery:
         """Of the images, (I,)."""
         return [image.id for image in self.images]
 
+    def places_of_texts(self) -> list[list[int]]:
+        """Places of every image's own texts, (I,)."""
+        places: list[list[int]] = [[] for _ in self.images]
+        for text, image in enumerate(self.image_of_text):
+            places[image].append(text)
+        return places
+
+    def part(self, places: Sequence[int]) -> Gallery:
+        """Some of the images, in the order given, with their texts."""
+        return Gallery(self.name, [self.images[place] for place in places])
+
     def pairs(self) -> list[Pair]:
         """Every text with its image, (T,)."""
         return [
@@ -84,6 +95,19 @@ class Gallery:
         drawn = random.Random(stable_hash(seed, *(pair.place for pair in pairs)))
         return [self._others(pair.place, number, drawn) for pair in pairs]
 
+    def other_images(self, pairs: Sequence[Pair], seed: int) -> list[int]:
+        """For half of a batch the row of another image in it, for the rest their own row; at random.
+
+        A function of seed and batch, as for texts. A row stays its own where a batch has no other image.
+        """
+        images = [self.image_of_text[pair.place] for pair in pairs]
+        drawn = random.Random(stable_hash(seed, "images", *(pair.place for pair in pairs)))
+        rows = list(range(len(pairs)))
+        for row in drawn.sample(rows, len(rows) - len(rows) // 2):
+            others = [other for other, image in enumerate(images) if image != images[row]]
+            rows[row] = drawn.choice(others) if others else row
+        return rows
+
     def _others(self, place: int, number: int, drawn: random.Random) -> list[int]:
         found: dict[int, None] = {}
         while len(found) < number:
@@ -93,10 +117,8 @@ class Gallery:
         return list(found)
 
 
-def gallery(split: str, images: Sequence[CaptionedImage], blocks: int | None, block_size: int) -> Gallery:
-    """The gallery of a split, or of as many of its images, spread evenly, as give at most so many blocks.
-
-    The matrix of those is complete; it is smaller than that of the split, and finding is easier there.
+def gallery(split: str, images: Sequence[CaptionedImage], limit: int | None = None) -> Gallery:
+    """The gallery of a split, or of so many of its images, spread evenly: finding is easier there.
 
     Raises:
         UserError: An image has no text.
@@ -104,29 +126,33 @@ def gallery(split: str, images: Sequence[CaptionedImage], blocks: int | None, bl
     lacking = next((image for image in images if not image.captions), None)
     if lacking is not None:
         raise UserError(f"image {lacking.id} has no text", where=f"split {split}")
-    whole = Gallery(split, images)
-    if blocks is None or len(images) * math.ceil(len(whole.texts) / block_size) <= blocks:
-        return whole
+    if limit is None or limit >= len(images):
+        return Gallery(split, images)
+    return Gallery(f"{split}, {limit} images", spread(images, limit))
+
+
+def images_in_blocks(images: Sequence[CaptionedImage], blocks: int | None, block_size: int) -> int:
+    """As many images as have a complete matrix in at most so many blocks."""
+    texts = sum(len(image.captions) for image in images)
+    if blocks is None or len(images) * math.ceil(texts / block_size) <= blocks:
+        return len(images)
     texts_per_image = max(len(image.captions) for image in images)
     number = 1
     while (number + 1) * math.ceil((number + 1) * texts_per_image / block_size) <= blocks:
         number += 1
-    return Gallery(f"{split}, {number} images", spread(images, number))
+    return number
 
 
-class BlockDataset(Dataset[Item | None]):
-    """The whole matrix of a gallery, image by image; an item is None where a broken image is skipped."""
+class Blocks(Dataset[Item | None]):
+    """Blocks of a gallery, image by image; an item is None where a broken image is skipped."""
 
-    def __init__(self, gallery: Gallery, processor: Processor, block_size: int, skip_bad: bool) -> None:
+    def __init__(self, gallery: Gallery, processor: Processor, skip_bad: bool) -> None:
         self.gallery, self.processor, self.skip_bad = gallery, processor, skip_bad
-        count = len(gallery.texts)
-        self.blocks = math.ceil(count / block_size)
-        self.size = math.ceil(count / self.blocks)
         self._last: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
         """Number of blocks."""
-        return len(self.gallery.images) * self.blocks
+        return len(self.gallery.images)
 
     @property
     def samples(self) -> list[Block]:
@@ -134,12 +160,8 @@ class BlockDataset(Dataset[Item | None]):
         return [self.block(index) for index in range(len(self))]
 
     def block(self, index: int) -> Block:
-        """The block of an item. All have the same size: the last one may overlap with the one before."""
-        image, number = divmod(index, self.blocks)
-        first = min(number * self.size, len(self.gallery.texts) - self.size)
-        sample = self.gallery.images[image]
-        texts = range(first, first + self.size)
-        return Block(f"{sample.id}/{first}", sample.images, self.gallery.name, image, texts)
+        """The block of an item."""
+        raise NotImplementedError
 
     def __getitem__(self, index: int) -> Item | None:
         """Decode the image of a block, unless it is that of the item before."""
@@ -152,3 +174,44 @@ class BlockDataset(Dataset[Item | None]):
                     return None
                 raise
         return block, self._last[1]
+
+
+class WholeMatrix(Blocks):
+    """All images with all texts; all blocks have the same size: the last may overlap with the one before."""
+
+    def __init__(self, gallery: Gallery, processor: Processor, skip_bad: bool, block_size: int) -> None:
+        super().__init__(gallery, processor, skip_bad)
+        count = len(gallery.texts)
+        self.blocks = math.ceil(count / block_size)
+        self.size = math.ceil(count / self.blocks)
+
+    def __len__(self) -> int:
+        """Number of blocks."""
+        return len(self.gallery.images) * self.blocks
+
+    def block(self, index: int) -> Block:
+        """The block of an item."""
+        image, number = divmod(index, self.blocks)
+        first = min(number * self.size, len(self.gallery.texts) - self.size)
+        sample = self.gallery.images[image]
+        texts = range(first, first + self.size)
+        return Block(f"{sample.id}/{first}", sample.images, self.gallery.name, image, texts)
+
+
+class OnePerImage(Blocks):
+    """Every image once, with as many texts as are scored at once, its own first.
+
+    For two stages, whose candidates depend on the model: the first stage takes the image alone, and what
+    looks at typical instances (calibration, profiles, pictures) the block.
+    """
+
+    def __init__(self, gallery: Gallery, processor: Processor, skip_bad: bool, block_size: int) -> None:
+        super().__init__(gallery, processor, skip_bad)
+        self.size = min(block_size, len(gallery.texts))
+        self.own = gallery.places_of_texts()
+
+    def block(self, index: int) -> Block:
+        """The block of an image."""
+        sample, first, count = self.gallery.images[index], self.own[index][0], len(self.gallery.texts)
+        texts = [(first + step) % count for step in range(self.size)]
+        return Block(str(sample.id), sample.images, self.gallery.name, index, texts)

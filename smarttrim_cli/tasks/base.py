@@ -2,7 +2,7 @@
 
 A task file has ``FORM`` (the form of backbone it needs, see :mod:`smarttrim_cli.forms`), ``Options`` (its
 recipe section) and ``build(options, log, style) -> Task``, where ``style`` is how the backbone answers in
-that form: it classifies, matches or generates. A new task is one new file.
+that form: it classifies, matches, contrasts or generates. A new task is one new file.
 """
 
 from __future__ import annotations
@@ -101,7 +101,11 @@ class Task(Protocol):
         ...
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        """Task loss, a scalar: mean over instances. ``output`` is the backbone's for a training batch."""
+        """Task loss, a scalar: mean over instances. ``output`` is the backbone's for a training batch.
+
+        It may be a :class:`smarttrim_cli.pruning.objective.StatefulLoss` instead of a method: for what
+        training carries along, and for choices of the trimmed pass that the full model's is to repeat.
+        """
         ...
 
     def logits(self, output: Any, batch: Batch) -> Tensor:
@@ -140,4 +144,27 @@ class Task(Protocol):
 
     def submission(self, records: Sequence[Record]) -> Any:
         """Predictions in the official submission format, JSON-serialisable."""
+        ...
+
+
+class TwoStageTask(Task, Protocol):
+    """A task whose predictions rank pairs of images and texts that a first stage chooses.
+
+    Where ``two_stage`` is true, an item of the data set is an image of ``dataset.gallery``
+    (:mod:`smarttrim_cli.tasks._gallery`), and :mod:`smarttrim_cli.engine.retrieval` takes the place of
+    ``predict`` and ``finish``.
+    """
+
+    two_stage: bool
+    num_candidates: int
+    block_size: int
+
+    def text_inputs(self, found: Any, processor: Processor) -> tuple[Tensor, Tensor]:
+        """Tokens and mask of all texts of a gallery, (T, L)."""
+        ...
+
+    def ranked(
+        self, found: Any, image_to_text: Any, text_to_image: Any, costs: Sequence[dict[str, float]]
+    ) -> list[Record]:
+        """Records of all images: from a gallery, a score matrix per direction, and what each image cost."""
         ...

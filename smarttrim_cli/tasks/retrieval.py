@@ -1,20 +1,25 @@
 """Image-text retrieval: which text belongs to an image, and which image to a text.
 
-Trained as METER is: cross-entropy over the matching scores of an image with its text and some false ones
-(METER's may happen to be the image's own; here they are of other images). Evaluated over all pairs of a
-split: recall at 1, 5 and 10 in both directions. A record is that of an image and its texts, so that the mean
-of the scores is the mean of the six recalls.
+A backbone that matches is trained as METER is (``compute_irtr`` and ``compute_itm`` of the official
+``objectives.py``, added unweighted): cross-entropy over the matching scores of an image with its text and
+some false ones, and the matching loss over the true text with its image or, half of the time, another. There
+false texts may happen to be the image's own, and other images come from the whole split; here false texts are
+of other images, and other images from the batch. It is evaluated over all pairs of a split.
 
-Legend: B instances, K texts per image.
+A backbone that contrasts is trained as BLIP is: see :mod:`._contrastive`. It is evaluated in two stages, of
+which the first chooses candidates by their features (:mod:`smarttrim_cli.engine.retrieval`), or over all
+pairs by matching alone.
+
+The score is recall at 1, 5 and 10 in both directions. A record is that of an image and its texts, so that the
+mean of the scores is the mean of the six recalls.
+Legend: B instances, K texts per image, T texts of a split.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -24,32 +29,76 @@ from torch.utils.data import Dataset
 
 from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.forms import MATCHES, Form
-from smarttrim_cli.metrics.recall import ScoreMatrix, mean_recall_per_image, recalls
+from smarttrim_cli.forms import CONTRASTS, MATCHES, Contrast, Form, Ranking
+from smarttrim_cli.metrics.recall import ScoreMatrix, recalls
+from smarttrim_cli.tasks._contrastive import ContrastiveLoss
 from smarttrim_cli.tasks._data import DataOptions, Item, SampleDataset, instance_ids, spread, usable
-from smarttrim_cli.tasks._gallery import BlockDataset, Gallery, Pair, gallery
+from smarttrim_cli.tasks._gallery import (
+    Gallery,
+    OnePerImage,
+    Pair,
+    WholeMatrix,
+    gallery,
+    images_in_blocks,
+)
+from smarttrim_cli.tasks._ranks import complete, ranked, ranks_of, record_of, scored
 from smarttrim_cli.tasks._summary import estimated
 from smarttrim_cli.tasks._task import DataTask, need_style, refuse_unknown
 from smarttrim_cli.tasks.base import Batch, Record
 
 FORM = "retrieval"
+_STAGES = ("first_stage_gmacs", "second_stage_gmacs")
 
 
 class Options(DataOptions):
     """Recipe section of this task."""
 
     form_name: ClassVar[str] = FORM
-    num_false_texts: int = Field(default=15, ge=1, description="training: texts of other images per instance")
-    negatives_seed: int = Field(default=0, description="training: seed of the choice of false texts")
+    num_false_texts: int = Field(
+        default=15, ge=1, description="training (METER): texts of other images per instance"
+    )
+    matching_weight: float = Field(
+        default=1.0, ge=0, description="training (METER): weight of the matching loss beside the ranking loss"
+    )
+    negatives_seed: int = Field(
+        default=0, description="training (METER): seed of the choice of false texts and other images"
+    )
+    queue_size: int = Field(
+        default=57600, ge=1, description="training (BLIP): features of earlier batches to contrast with"
+    )
+    momentum: float = Field(
+        default=0.995,
+        ge=0,
+        le=1,
+        description="training (BLIP): how slowly the momentum encoders follow the trained ones",
+    )
+    alpha: float = Field(
+        default=0.4,
+        ge=0,
+        le=1,
+        description="training (BLIP): share of the momentum encoders' similarities in the targets, reached "
+        "after an epoch",
+    )
+    two_stage: bool = Field(
+        default=True,
+        description="evaluation (BLIP): choose candidates by their features and score these alone; "
+        "false: score all pairs, by matching alone",
+    )
+    num_candidates: int = Field(
+        default=256,
+        ge=1,
+        description="evaluation (BLIP): candidates per image and per text (official: 256, Flickr30K 128)",
+    )
     block_size: int = Field(
         default=16, ge=1, description="evaluation: texts that an image is scored with at once"
     )
 
 
 class RetrievalTask(DataTask):
-    """See :class:`smarttrim_cli.tasks.base.Task`."""
+    """Retrieval by a backbone that matches; see :class:`smarttrim_cli.tasks.base.Task`."""
 
     metric = "mean_recall"
+    two_stage = False
 
     def __init__(self, options: Options, log: Callable[[str], None]) -> None:
         super().__init__(options, log)
@@ -70,20 +119,29 @@ class RetrievalTask(DataTask):
     def dataset(
         self, split: str, processor: Processor, *, limit: int | None = None, training: bool = False
     ) -> Dataset[Any]:
-        """Blocks of the score matrix; for training an item per text.
+        """Blocks of images and texts; for training an item per text.
 
-        ``limit`` is the most blocks; it is kept by taking fewer images, whose matrix is complete.
+        ``limit`` is the most blocks; it is kept by taking fewer images, whose matrix is complete. In two
+        stages an image is a block.
         """
         images = self.samples(split, labelled=True)
-        if not training:
-            chosen = gallery(split, images, limit, self.options.block_size)
-            self._galleries[chosen.name] = chosen
-            return BlockDataset(chosen, processor, self.options.block_size, self.skips_bad)
-        self._learned = gallery(split, images, None, self.options.block_size)
-        self._refuse_too_few(self._learned)
-        return SampleDataset(spread(self._learned.pairs(), limit), processor, self.skips_bad)
+        if training:
+            self._learned = gallery(split, images)
+            self.check_training(self._learned)
+            return SampleDataset(spread(self._learned.pairs(), limit), processor, self.skips_bad)
+        size = self.options.block_size
+        number = limit if self.two_stage else images_in_blocks(images, limit, size)
+        chosen = gallery(split, images, number)
+        self._galleries[chosen.name] = chosen
+        kind = OnePerImage if self.two_stage else WholeMatrix
+        return kind(chosen, processor, self.skips_bad, size)
 
-    def _refuse_too_few(self, learned: Gallery) -> None:
+    def check_training(self, learned: Gallery) -> None:
+        """Refuse a split that does not give enough false texts.
+
+        Raises:
+            UserError: It does not.
+        """
         most = max(len(image.captions) for image in learned.images)
         if len(learned.texts) - most < self.options.num_false_texts:
             raise UserError(
@@ -92,25 +150,40 @@ class RetrievalTask(DataTask):
             )
 
     def collate(self, items: Sequence[Item | None], processor: Processor, training: bool = False) -> Batch:
-        """Stack images; K texts for each: for training the true one first, else those of its block."""
+        """Images with K texts each: those of a block; for training see :meth:`training_batch`."""
         good = usable(items)
         samples = [sample for sample, _ in good]
-        rows = self._training_texts(samples) if training else [self._texts(sample) for sample in samples]
-        ids_BKL, mask_BKL = processor.texts([[self.clean(text) for text in row] for row in rows])
-        pixels = torch.stack([pixels for _, pixels in good])
-        inputs = {"pixel_values": pixels, "input_ids": ids_BKL, "attention_mask": mask_BKL}
-        return Batch(inputs, instance_ids([sample.id for sample in samples]), {}, samples)
+        pixels_B3HW = torch.stack([pixels for _, pixels in good])
+        if training:
+            return self.training_batch(samples, pixels_B3HW, processor)
+        texts = [[self._galleries[block.gallery].texts[text] for text in block.texts] for block in samples]
+        return self._batch(samples, pixels_B3HW, texts, processor)
 
-    def _training_texts(self, pairs: Sequence[Pair]) -> list[list[str]]:
+    def training_batch(self, pairs: Sequence[Pair], pixels_B3HW: Tensor, processor: Processor) -> Batch:
+        """The true text first, then false ones; for the matching loss the true one again, last."""
         assert self._learned is not None
-        texts = self._learned.texts
-        o = self.options
+        texts, o = self._learned.texts, self.options
         false = self._learned.false_texts(pairs, o.num_false_texts, o.negatives_seed)
-        return [[pair.text, *(texts[place] for place in row)] for pair, row in zip(pairs, false, strict=True)]
+        rows = [[pair.text, *(texts[place] for place in row)] for pair, row in zip(pairs, false, strict=True)]
+        if not o.matching_weight:
+            return self._batch(pairs, pixels_B3HW, rows, processor)
+        others = self._learned.other_images(pairs, o.negatives_seed)
+        rows = [[*row, pair.text] for pair, row in zip(pairs, rows, strict=True)]
+        batch = self._batch(pairs, pixels_B3HW, rows, processor)
+        batch.inputs["other_images"] = pixels_B3HW[others]
+        batch.targets["matching"] = torch.tensor([int(row == other) for row, other in enumerate(others)])
+        return batch
 
-    def _texts(self, block: Any) -> list[str]:
-        texts = self._galleries[block.gallery].texts
-        return [texts[place] for place in block.texts]
+    def _batch(
+        self,
+        samples: Sequence[Any],
+        pixels_B3HW: Tensor,
+        texts: Sequence[Sequence[str]],
+        processor: Processor,
+    ) -> Batch:
+        ids_BKL, mask_BKL = processor.texts([[self.clean(text) for text in row] for row in texts])
+        inputs = {"pixel_values": pixels_B3HW, "input_ids": ids_BKL, "attention_mask": mask_BKL}
+        return Batch(inputs, instance_ids([sample.id for sample in samples]), {}, list(samples))
 
     def inputs(
         self, images: Sequence[Image.Image], texts: Sequence[str], processor: Processor
@@ -123,10 +196,19 @@ class RetrievalTask(DataTask):
 
     # --- loss, predictions, scores ---
 
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy over the scores (B, K) of a text each; the first is the true one."""
-        true_B = torch.zeros(len(output), dtype=torch.long, device=output.device)
-        return F.cross_entropy(output.float(), true_B)
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        """Cross-entropy over the scores (B, K) of a text each, the first is the true one; and matching."""
+        scores_BK = self.logits(output, batch).float()
+        true_B = torch.zeros(len(scores_BK), dtype=torch.long, device=scores_BK.device)
+        ranking = F.cross_entropy(scores_BK, true_B)
+        if not isinstance(output, Ranking):
+            return ranking
+        matching = F.cross_entropy(output.matching.float(), batch.targets["matching"])
+        return ranking + self.options.matching_weight * matching  # type: ignore[no-any-return]
+
+    def logits(self, output: Any, batch: Batch) -> Tensor:
+        """The scores (B, K)."""
+        return output.scores if isinstance(output, Ranking) else output
 
     def predict(self, output: Tensor, batch: Batch, processor: Processor) -> list[Record]:
         """The scores of every block, from which :meth:`finish` makes records."""
@@ -153,14 +235,7 @@ class RetrievalTask(DataTask):
 
     def record(self, sample: Any, prediction: Any) -> Record:
         """The record of an image's ranks; its score depends on all images, see :meth:`finish`."""
-        return {
-            "id": sample.id,
-            "type": "all",
-            "question": "",
-            "prediction": tuple(prediction),
-            "reference": None,
-            "score": None,
-        }
+        return record_of(sample.id, prediction)
 
     def finish(self, records: list[Record]) -> list[Record]:
         """One record per image from the records of all blocks.
@@ -170,26 +245,26 @@ class RetrievalTask(DataTask):
         """
         if not records:
             return []
-        found, matrix = _complete(self._galleries[records[0]["block"].gallery], records)
-        ranks: list[list[int | None]] = [[_rank(rank)] for rank in matrix.image_to_text_ranks()]
-        for image, rank in zip(found.image_of_text, matrix.text_to_image_ranks(), strict=True):
-            ranks[image].append(_rank(rank))
-        made = [self.record(image, row) for image, row in zip(found.images, ranks, strict=True)]
-        for record, scores_T in zip(made, matrix.scores_IT, strict=True):
-            record["best_text"] = found.texts[int(scores_T.argmax())]
-            record["scored_pairs"] = int(np.isfinite(scores_T).sum())
-        return _scored(made)
+        found, matrix = complete(self._galleries[records[0]["block"].gallery], records)
+        return ranked(found, matrix, matrix)
 
     def summarize(self, records: Sequence[Record]) -> dict[str, Any]:
-        """Mean recall and the six recalls it is the mean of, with the size of the matrix."""
+        """Mean recall and the six recalls it is the mean of, with the size of the matrix.
+
+        In two stages also what was spent on all images: ``first_stage_gmacs``, ``second_stage_gmacs``, and
+        both per scored pair, ``gmacs_per_pair``.
+        """
         summary = super().summarize(records)
-        image_ranks, text_ranks, image_of_text = _ranks(records)
+        image_ranks, text_ranks, image_of_text = ranks_of(records)
         estimates = recalls(image_ranks, text_ranks, image_of_text)
         summary |= {"images": len(image_ranks), "texts": len(text_ranks)}
         for name, estimate in estimates.items():
             summary |= estimated(name, estimate)
-        if all("scored_pairs" in record for record in records):
-            summary["scored_pairs"] = sum(record["scored_pairs"] for record in records)
+        for name in ("scored_pairs", *_STAGES):
+            if all(name in record for record in records):
+                summary[name] = sum(record[name] for record in records)
+        if all(name in summary for name in _STAGES):
+            summary["gmacs_per_pair"] = sum(summary[name] for name in _STAGES) / summary["scored_pairs"]
         return summary
 
     def rescore(self, records: Sequence[Record], split: str) -> list[Record]:
@@ -207,8 +282,7 @@ class RetrievalTask(DataTask):
                     f"the prediction for id {record['id']} is {ranks!r}, not the rank of the best text and "
                     f"{len(captions)} ranks of the image"
                 )
-        made = [self.record(by_id[record["id"]], record["prediction"]) for record in records]
-        return _scored(made)
+        return scored([self.record(by_id[record["id"]], record["prediction"]) for record in records])
 
     def submission(self, records: Sequence[Record]) -> Any:
         """There is no official format.
@@ -223,42 +297,63 @@ class RetrievalTask(DataTask):
         )
 
 
-def _complete(whole: Gallery, records: Sequence[Record]) -> tuple[Gallery, ScoreMatrix]:
-    """The images that were scored, with the scores of all pairs of them and their texts."""
-    matrix = ScoreMatrix(whole.image_of_text)
-    for record in records:
-        block = record["block"]
-        matrix.add([block.image], block.texts, record["scores"][None])
-    there = {record["block"].image for record in records}
-    if len(there) == len(whole.images):
-        return whole, matrix
-    images = sorted(there)
-    texts = [place for place, image in enumerate(whole.image_of_text) if image in there]
-    found = Gallery(whole.name, [whole.images[place] for place in images])
-    part = ScoreMatrix(found.image_of_text)
-    part.add(range(len(images)), range(len(texts)), matrix.scores_IT[np.ix_(images, texts)])
-    return found, part
+class ContrastiveRetrievalTask(RetrievalTask):
+    """Retrieval by a backbone that contrasts; see :class:`smarttrim_cli.tasks.base.TwoStageTask`."""
 
+    loss: Any
 
-def _rank(rank: float) -> int | None:
-    """A rank for a record; None where the pair was no candidate."""
-    return int(rank) if math.isfinite(rank) else None
+    def __init__(self, options: Options, log: Callable[[str], None]) -> None:
+        super().__init__(options, log)
+        self.two_stage, self.num_candidates = options.two_stage, options.num_candidates
+        self.block_size = options.block_size
+        self.loss = ContrastiveLoss(options.queue_size, options.momentum, options.alpha)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the loss: only processes that load data get a pickled task."""
+        return {**self.__dict__, "loss": None}
 
-def _ranks(records: Sequence[Record]) -> tuple[list[float], list[float], list[int]]:
-    """Ranks of images and of texts, and the place of each text's image, from records."""
-    rows = [[math.inf if rank is None else rank for rank in record["prediction"]] for record in records]
-    image_of_text = [place for place, row in enumerate(rows) for _ in row[1:]]
-    return [row[0] for row in rows], [rank for row in rows for rank in row[1:]], image_of_text
+    def check_training(self, learned: Gallery) -> None:
+        """Refuse a single image; tell the loss how long an epoch is.
 
+        Raises:
+            UserError: There is nothing to contrast with.
+        """
+        if len(learned.images) < 2:
+            raise UserError("one image cannot be told from others", where="task.data")
+        self.loss.epoch_size = len(learned.texts)
 
-def _scored(records: list[Record]) -> list[Record]:
-    """Records with what each image adds to the mean recall."""
-    scores = mean_recall_per_image(*_ranks(records)).tolist()
-    return [{**record, "score": score} for record, score in zip(records, scores, strict=True)]
+    def training_batch(self, pairs: Sequence[Pair], pixels_B3HW: Tensor, processor: Processor) -> Batch:
+        """Images with their true text, and which of them are the same."""
+        assert self._learned is not None
+        batch = self._batch(pairs, pixels_B3HW, [[pair.text] for pair in pairs], processor)
+        images = [self._learned.image_of_text[pair.place] for pair in pairs]
+        batch.inputs["image_ids"] = torch.tensor(images)
+        return batch
+
+    def logits(self, output: Contrast, batch: Batch) -> Tensor:
+        """The matching logits of pairs and hard negatives, (3B, 2)."""
+        return output.matching.flatten(0, 1)
+
+    def text_inputs(self, found: Gallery, processor: Processor) -> tuple[Tensor, Tensor]:
+        """Tokens and mask of all texts of a gallery, (T, L)."""
+        return processor.tokens([self.clean(text) for text in found.texts])
+
+    def ranked(
+        self,
+        found: Gallery,
+        image_to_text: ScoreMatrix,
+        text_to_image: ScoreMatrix,
+        costs: Sequence[dict[str, float]],
+    ) -> list[Record]:
+        """Records of images ranked in two stages, with what each cost."""
+        records = ranked(found, image_to_text, text_to_image)
+        return [
+            {**record, "scored_pairs": cost["pairs"], **{name: cost[name] for name in _STAGES}}
+            for record, cost in zip(records, costs, strict=True)
+        ]
 
 
 def build(options: Options, log: Callable[[str], None], style: str) -> RetrievalTask:
     """The task; data are read when first needed."""
-    need_style(FORM, style, [MATCHES])
-    return RetrievalTask(options, log)
+    need_style(FORM, style, [MATCHES, CONTRASTS])
+    return ContrastiveRetrievalTask(options, log) if style == CONTRASTS else RetrievalTask(options, log)

@@ -94,6 +94,25 @@ def test_each_text_of_an_image_is_a_pass_of_its_own(mode: str) -> None:
     assert_close(model(flat, mode).output, scores[:, :1], **EXACT)
 
 
+@pytest.mark.parametrize("mode", ["full", "masked", "packed"])
+def test_the_last_text_is_matched_with_another_image(mode: str) -> None:
+    """Training of retrieval: scores of the texts before it, logits of the matching head for it."""
+    model, inputs = trimmed("retrieval"), pairs()
+    others = inputs["pixel_values"].roll(1, 0)
+    forward = model({**inputs, "other_images": others}, mode)
+    assert_close(forward.output.scores, model(inputs, mode).output[:, :2], **EXACT)
+    last = {name: inputs[name][:, 2:] for name in ("input_ids", "attention_mask")}
+    seen: list[Tensor] = []
+    hook = model.backbone.rank_output.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model({"pixel_values": others, **last}, mode)
+    hook.remove()
+    expected = model.backbone.itm_score(seen[0].flatten(0, -2))
+    assert_close(forward.output.matching, expected, **EXACT)
+    assert forward.output.matching.std() > 0.1
+    if mode != "full":
+        assert forward.decisions.copies == {"text": 3, "vision": 3}
+
+
 def test_decisions_of_an_image_depend_on_the_text() -> None:
     model, inputs = trimmed("retrieval"), pairs()
     masked, packed = (model(inputs, mode) for mode in ("masked", "packed"))

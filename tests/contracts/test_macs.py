@@ -105,7 +105,7 @@ def _trimmer_macs(model: TrimmedModel, log: Decisions) -> list[float]:
 @pytest.mark.parametrize("pair", tiny.pairs(), ids="+".join)
 def test_macs_fall_as_the_threshold_rises(pair: tuple[str, str]) -> None:
     """Strictly so for random draws; learned scores change a little with what was dropped before."""
-    slack = 1.0 if all(name.startswith("random") for name in pair) else 1.02
+    slack = 1.0 if all(name.startswith("random") for name in pair) else 1.05
     for variant in tiny.one_per_form():
         model = tiny.attach(variant.build(), *pair)
         inputs, means = tiny.ragged_inputs(model.backbone), []

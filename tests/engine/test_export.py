@@ -13,12 +13,16 @@ import torch
 from PIL import Image
 
 import smarttrim_cli
+from smarttrim_cli import registry
 from smarttrim_cli.engine.artifact import build_backbone, load_into, load_model, load_trimmers, read_tensors
 from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.export import export
-from smarttrim_cli.errors import UserError
+from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.errors import CheckFailed, UserError
 from smarttrim_cli.pruning.model import TrimmedModel
-from tests.engine.tiny_run import tree
+from smarttrim_cli.recipe import load_recipe
+from tests.engine.tiny_run import tiny_recipe, tree
+from tests.tiny import BACKBONES
 
 ELSEWHERE = """
 import json, sys
@@ -105,6 +109,8 @@ def test_model_card_has_measured_numbers_only(exported: Path, trained: Path, tmp
     accuracy = [f"{summary[side]['accuracy']:.4g}" for side in ("full", "trimmed")]
     assert f"| accuracy | {accuracy[0]} | {accuracy[1]} |" in card
     assert "latency" not in card  # it was not profiled
+    trimmed = next(line for line in card.splitlines() if line.startswith("- Trimmed: "))
+    assert "token.vision" in trimmed and "decoder" not in trimmed  # which METER has not
     assert f"Split `test`, {summary['count']} instances" in card
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run/summary.json").unlink()
@@ -162,3 +168,73 @@ def test_other_architecture(exported: Path, tmp_path: Path) -> None:
     ) as caught:
         smarttrim_cli.load(tmp_path / "m")
     assert str(caught.value).startswith(str(tmp_path / "m/model.safetensors"))
+
+
+# --- the official layout ---
+
+
+def run_of(backbone: str, folder: Path) -> str:
+    """A run of one step with a backbone whose sizes the official code can have."""
+    if backbone == "meter":
+        changes = ["backbone.vision.model=vit_base_patch16_clip_quickgelu_224"]
+    else:
+        section = {"name": "blip", **BACKBONES["blip"]["plain"], "tokenizer": "train"}
+        changes = [f"backbone={json.dumps(section)}", "task.num_candidates=4"]
+    finetune(tiny_recipe(folder, "train.max_steps=1", "pruning.calibrate=null", *changes))
+    return str(folder / "run")
+
+
+@pytest.mark.parametrize(("backbone", "wrapper"), [("meter", "state_dict"), ("blip", "model")])
+def test_official_file_starts_another_run(backbone: str, wrapper: str, tmp_path: Path) -> None:
+    run = run_of(backbone, tmp_path)
+    result = export(run, out=tmp_path / "out", official=True)
+    file = Path(result["official"])
+    assert file.parent == tmp_path / "out" and file.stem == "official" and file.name in result["files"]
+    state = torch.load(file, weights_only=True)[wrapper]
+    assert not any("trimmer" in name for name in state)
+    assert f"`{file.name}`" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
+
+    before = read_tensors(tmp_path / "out/model.safetensors")
+    again = ["output_dir=again", f"backbone.checkpoint={file}", "train.max_steps=1", "pruning=null"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        finetune(load_recipe(Path(run) / "recipe.yaml", [*again, "optimizer.learning_rate=1e-12"]))
+    after = read_tensors(tmp_path / "again/model/model.safetensors")
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=0.0, atol=1e-9, msg=name)
+
+
+def test_weights_that_do_not_come_back_are_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, plugin = run_of("meter", tmp_path), registry.load("backbones", "meter")
+    save = plugin.save_official
+
+    def without_the_head(model: torch.nn.Module, path: Path) -> None:
+        save(model, path)
+        state = torch.load(path, weights_only=True)["state_dict"]
+        kept = {name: value for name, value in state.items() if not name.startswith("vqa_classifier.3")}
+        torch.save({"state_dict": kept}, path)
+
+    def rounded(model: torch.nn.Module, path: Path) -> None:
+        save(model, path)
+        state = torch.load(path, weights_only=True)["state_dict"]
+        torch.save({"state_dict": {name: value.bfloat16() for name, value in state.items()}}, path)
+
+    for broken in (without_the_head, rounded):
+        monkeypatch.setattr(plugin, "save_official", broken)
+        with pytest.raises(CheckFailed, match="does not give back"):
+            export(run, out=tmp_path / "out", official=True)
+        assert not (tmp_path / "out").exists()
+
+
+def test_models_without_an_official_layout(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="official METER has no"):  # a ViT whose patches have a bias
+        export(str(exported / "run"), out=tmp_path / "out", official=True)
+    monkeypatch.delattr(registry.load("backbones", "meter"), "save_official")
+    with pytest.raises(UserError, match="meter has no official layout"):
+        export(str(exported / "run"), out=tmp_path / "out", official=True)
+    assert not (tmp_path / "out").exists()

@@ -17,6 +17,7 @@ from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.objective import (
     Objective,
+    StatefulLoss,
     Target,
     Weights,
     cost_loss,
@@ -148,6 +149,50 @@ def test_without_a_target_the_full_model_learns_the_task() -> None:
     assert_close(out["loss"], task_loss(module.model(batch.inputs, "full").output, batch))
     out["loss"].backward()
     assert all(parameter.grad is None for parameter in module.model.trimmers.parameters())
+
+
+class Counting(StatefulLoss):
+    """Counts batches; has the full model see the first image of the trimmed pass's batch everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[Any] = []
+        self.seen: list[Tensor] = []
+
+    def start(self, backbone: Any) -> None:
+        self.started.append(backbone)
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    def prepare(self, batch: Any) -> Any:
+        self.batches += 1
+        return SimpleNamespace(**{**vars(batch), "labels": batch.labels.flip(0)})
+
+    def replay(self, output: Tensor) -> dict[str, Tensor]:
+        self.seen.append(output)
+        return {"pixel_values": self.pixels}
+
+    def forward(self, output: Tensor, batch: Any) -> Tensor:
+        return F.cross_entropy(output, batch.labels)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_loss_with_a_state(weight: float) -> None:
+    model, loss = tiny.paper_model(), Counting()
+    module, batch = Objective(model, loss, first, Weights(distillation=weight)), batch_of(model)
+    loss.pixels = batch.inputs["pixel_values"][:1].expand(5, -1, -1, -1)
+    assert loss.started == [model.backbone] and "task_loss.batches" in module.state_dict()
+    out = module(batch, TARGET, 0.0)
+    assert loss.batches == 1 and len(loss.seen) == int(weight > 0)
+    with torch.no_grad():
+        trimmed = model(batch.inputs, "masked", sampling=TARGET.sampling).output
+        full = model({**batch.inputs, "pixel_values": loss.pixels}, "full").output
+    labels = batch.labels.flip(0)
+    assert_close(out["task"], F.cross_entropy(trimmed, labels))
+    if weight:
+        assert_close(out["distillation"], F.cross_entropy(full, labels) + distillation_loss(trimmed, full))
+        assert_close(loss.seen[0].detach(), trimmed)
+    module(batch, None, 0.0)
+    assert loss.batches == 2  # without trimming, too
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0])

@@ -17,7 +17,8 @@ from smarttrim_cli.data.images import BadSample
 from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.data.samples import CaptionedImage
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.tasks._gallery import Gallery, gallery
+from smarttrim_cli.forms import Ranking
+from smarttrim_cli.tasks._gallery import Gallery, gallery, images_in_blocks
 from smarttrim_cli.tasks.base import Batch
 from smarttrim_cli.tasks.retrieval import Options, RetrievalTask, build
 from tests.tasks.own_data import COLORS, golden, processor, section, write_lines, write_pictures
@@ -69,11 +70,45 @@ def test_true_text_is_first_and_false_ones_are_of_other_images(tmp_path: Path) -
     assert len(dataset) == 30
     batch = task.collate([dataset[i] for i in (0, 13, 29)], tokens, True)
     assert batch.inputs["pixel_values"].shape == (3, 3, 4, 4)
-    assert batch.inputs["input_ids"].shape[:2] == batch.inputs["attention_mask"].shape[:2] == (3, 8)
+    assert batch.inputs["input_ids"].shape[:2] == batch.inputs["attention_mask"].shape[:2] == (3, 9)
     for pair, row in zip(batch.samples, batch.inputs["input_ids"], strict=True):
         texts = [tokens.decode(ids) for ids in row]
-        assert texts[0] == pair.text and len(set(texts)) == 8
-        assert all(text.split()[0] != pair.text.split()[0] for text in texts[1:])
+        assert texts[0] == texts[-1] == pair.text and len(set(texts)) == 8
+        assert all(text.split()[0] != pair.text.split()[0] for text in texts[1:-1])
+
+
+def test_half_of_a_batch_is_matched_with_another_image(tmp_path: Path) -> None:
+    task = make(tmp_path, num_false_texts=2)
+    tokens = words(task)
+    dataset: Any = task.dataset("train", tokens, training=True)
+    seen = set()
+    for first in range(5):
+        batch = task.collate([dataset[place] for place in (first, 5 + first, 12, 19, 29)], tokens, True)
+        matches, others = batch.targets["matching"].tolist(), batch.inputs["other_images"]
+        assert sum(matches) == 2  # of five: the smaller half
+        for row, match in enumerate(matches):
+            assert torch.equal(others[row], batch.inputs["pixel_values"][row]) == bool(match)
+            assert any(torch.equal(others[row], image) for image in batch.inputs["pixel_values"])
+        seen.add(tuple(matches))
+    assert len(seen) > 1
+    again = task.collate([dataset[place] for place in (4, 9, 12, 19, 29)], tokens, True)
+    assert torch.equal(again.targets["matching"], batch.targets["matching"])
+
+
+def test_a_batch_of_one_image_has_no_other(tmp_path: Path) -> None:
+    task = make(tmp_path, num_false_texts=2)
+    dataset: Any = task.dataset("train", words(task), training=True)
+    batch = task.collate([dataset[0], dataset[1]], words(task), True)
+    assert batch.targets["matching"].tolist() == [1, 1]
+    assert torch.equal(batch.inputs["other_images"], batch.inputs["pixel_values"])
+
+
+def test_without_the_matching_loss(tmp_path: Path) -> None:
+    task = make(tmp_path, num_false_texts=2, matching_weight=0)
+    dataset: Any = task.dataset("train", words(task), training=True)
+    batch = task.collate([dataset[0], dataset[9]], words(task), True)
+    assert set(batch.inputs) == {"pixel_values", "input_ids", "attention_mask"} and not batch.targets
+    assert batch.inputs["input_ids"].shape[:2] == (2, 3)
 
 
 def test_false_texts_depend_on_batch_and_seed_alone() -> None:
@@ -128,6 +163,19 @@ def test_loss_by_hand_and_as_the_official_meter(tmp_path: Path) -> None:
     data = golden("meter_tiny.npz")
     loss = task.loss(torch.tensor(data["out_irtr_scores"]), batch)
     assert float(loss) == pytest.approx(float(data["out_irtr_loss"]), abs=1e-6)
+
+
+def test_matching_loss_is_added(tmp_path: Path) -> None:
+    scores = torch.tensor([[math.log(2), 0.0, 0.0], [0.0, 0.0, 0.0]])
+    matching = torch.tensor([[0.0, math.log(3)], [0.0, math.log(4)]])
+    batch = Batch({}, torch.arange(2), {"matching": torch.tensor([1, 0])})
+    ranking = (math.log(2) + math.log(3)) / 2
+    both = (-math.log(3 / 4) - math.log(1 / 5)) / 2
+    task = make(tmp_path)
+    assert float(task.loss(Ranking(scores, matching), batch)) == pytest.approx(ranking + both)
+    assert task.logits(Ranking(scores, matching), batch) is scores
+    halved = make(tmp_path, matching_weight=0.5)
+    assert float(halved.loss(Ranking(scores, matching), batch)) == pytest.approx(ranking + both / 2)
 
 
 def test_too_few_texts_of_others(tmp_path: Path) -> None:
@@ -208,9 +256,12 @@ def test_broken_picture_leaves_the_matrix_with_its_texts(tmp_path: Path) -> None
 )
 def test_limit_on_blocks_takes_fewer_images(limit: int | None, number: int) -> None:
     """5 texts per image, blocks of 16: an image has 7 blocks if there are 20, 3 if there are 9, 1 with 3."""
-    chosen = gallery("test", images(*[5] * 20), limit, 16)
-    assert len(chosen.images) == number
+    assert images_in_blocks(images(*[5] * 20), limit, 16) == number
     assert number * math.ceil(5 * number / 16) <= (limit or math.inf)
+    chosen = gallery("test", images(*[5] * 20), number)
+    assert len(chosen.images) == number and chosen.name == (
+        "test" if number == 20 else f"test, {number} images"
+    )
 
 
 def test_limited_evaluation_is_complete(tmp_path: Path) -> None:
@@ -241,7 +292,7 @@ def test_there_is_no_submission(tmp_path: Path) -> None:
 
 def test_images_need_texts() -> None:
     with pytest.raises(UserError, match="image 1 has no text"):
-        gallery("test", images(2, 0, 1), None, 4)
+        gallery("test", images(2, 0, 1))
 
 
 def test_pictures_of_the_users_own(tmp_path: Path) -> None:

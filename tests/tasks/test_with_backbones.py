@@ -13,6 +13,7 @@ from smarttrim_cli import registry
 from smarttrim_cli.data.images import Preprocess
 from smarttrim_cli.data.processor import Processor, train_word_tokenizer
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.objective import StatefulLoss
 from tests.tiny import BACKBONES
 
 SCENES = {
@@ -24,7 +25,10 @@ SCENES = {
     "max_objects": 4,
     "num_images": {"train": 12, "calibration": 2, "val": 2, "test": 2},
 }
-MORE: dict[str, dict[str, Any]] = {"vqa": {"min_answer_count": 1}, "retrieval": {"num_false_texts": 3}}
+MORE: dict[str, dict[str, Any]] = {
+    "vqa": {"min_answer_count": 1},
+    "retrieval": {"num_false_texts": 3, "queue_size": 8, "two_stage": False},
+}
 PAIRS = [
     (backbone, form)
     for backbone in registry.names("backbones")
@@ -49,6 +53,9 @@ def test_task_and_backbone_fit(backbone: str, form: str) -> None:
 
     dataset = task.dataset("train", processor, training=True)
     batch = task.collate([dataset[index] for index in range(3)], processor, True)
+    if isinstance(task.loss, StatefulLoss):
+        task.loss.start(model)
+        batch = task.loss.prepare(batch)
     output = model(**batch.inputs)
     loss, logits = task.loss(output, batch), task.logits(output, batch)
     loss.backward()
