@@ -234,7 +234,8 @@ class Trainer:
             self._evaluate()
         if self.recipe.train.save_steps and self._due(self.recipe.train.save_steps):
             save_checkpoint(self)
-            prune_checkpoints(self.run, self.recipe.train.save_total_limit, self.progress.best_step)
+            if self.accelerator.is_main_process:  # another's would delete what is being written
+                prune_checkpoints(self.run, self.recipe.train.save_total_limit, self.progress.best_step)
 
     def _evaluate(self) -> dict[str, Any]:
         """Score the model on the evaluation split, in ``masked`` mode, and keep the best one."""

@@ -62,6 +62,9 @@ class ForwardContext:
         replay: Decisions to repeat instead of asking the trimmers.
         instance_ids_B: Identity of the instances, for trimmers that draw at random.
         log_scores: Keep the scores of every site in the decisions.
+        copies: Rows per instance of every stream.
+        repeated: Rows of a stream that stand for one that was paid for, while several texts look at one image.
+        work: What decoders have done, per instance.
 
     What was decided is only noted while running; :meth:`decisions` lays it out afterwards, so that a forward
     whose decisions nobody reads pays nothing for them.
@@ -118,16 +121,6 @@ class ForwardContext:
         """CLS of every row after the last layer of a part, (R, D); remembered as guidance."""
         self.cls[stream] = self.streams[stream].cls_BD(hidden)
         return self.cls[stream]
-
-    def repeat(self, stream: str, hidden: Tensor, times: int) -> Tensor:
-        """From here on every row of a stream ``times`` times; what it cost so far was paid once."""
-        source = self.streams[stream]
-        rows = [row for row in range(len(self.valid[stream])) for _ in range(times)]
-        self.streams[stream], index = source.rows(rows)
-        hidden = source.take(hidden, index)
-        self.repeated[stream] = times
-        self.cls[stream] = self.streams[stream].cls_BD(hidden)
-        return hidden
 
     def copy_of(self, stream: str, hidden: Tensor, copy: int, copies: int) -> Tensor:
         """Hidden states of one row of every instance."""
@@ -336,12 +329,6 @@ def guide(stream: str, cls_RD: Tensor) -> None:
     context = _current.get()
     if context is not None:
         context.cls[stream] = cls_RD
-
-
-def repeat(stream: str, hidden: Tensor, times: int) -> Tensor:
-    """Hidden states of a stream with every row ``times`` times, instance after instance."""
-    context = _current.get()
-    return hidden.repeat_interleave(times, 0) if context is None else context.repeat(stream, hidden, times)
 
 
 def copy_of(stream: str, hidden: Tensor, copy: int, copies: int) -> Tensor:

@@ -164,7 +164,9 @@ def test_numbers_in_words() -> None:
 def _seen(index: int, kind: str, score: float, kept: str = "1111") -> Seen:
     mask = np.array([True] + [letter == "1" for letter in kept])
     record = {"id": index, "type": kind, "score": score}
-    return Seen(index, record, {"vision.0.token": np.ones((1, 5), bool), "vision.1.token": mask[None]}, 1.0, 2.0)
+    return Seen(
+        index, record, {"vision.0.token": np.ones((1, 5), bool), "vision.1.token": mask[None]}, 1.0, 2.0
+    )
 
 
 def test_choose_is_even_over_types_and_correct_first() -> None:
