@@ -63,7 +63,7 @@ class ForwardContext:
         instance_ids_B: Identity of the instances, for trimmers that draw at random.
         log_scores: Keep the scores of every site in the decisions.
         copies: Rows per instance of every stream.
-        repeated: Rows of a stream that stand for one that was paid for, while several texts look at one image.
+        repeated: Rows that stand for one that was paid for, while several texts look at one image.
         work: What decoders have done, per instance.
 
     What was decided is only noted while running; :meth:`decisions` lays it out afterwards, so that a forward
