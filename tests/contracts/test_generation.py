@@ -1,4 +1,4 @@
-"""Contracts for backbones that write or rank text: the same text and ranks in every mode and batch, beams too."""
+"""Contracts for backbones that write or rank text: the same text and ranks in every mode and batch."""
 
 from __future__ import annotations
 
