@@ -105,7 +105,7 @@ def random_recall(images: int, texts: int) -> float:
 def table_of(results: dict[str, Any]) -> list[str]:
     """Lines of a Markdown table; scores with their standard errors."""
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
-    for name, one in results.items():
+    for name, one in sorted(results.items()):
         metric = one["metric"]
         sides = (f"{one[s][metric]:.3f} ± {one[s][f'{metric}_se']:.3f}" for s in ("full", "trimmed"))
         count, speedup = str(one["trimmed"]["count"]), f"{one['macs_speedup']:.2f}x"

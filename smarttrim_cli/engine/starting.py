@@ -8,6 +8,7 @@ Face folder brings sizes and tokenizer.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,10 +187,16 @@ def carried_over(
     for name, tensor in result.items():
         result[name] = _grown(name, tensor, own.get(name))
     if left:
-        log(f"not used, being of the other task's head: {', '.join(left)}")
+        log(f"not used, being of the other task's head: {_in_short(left)}")
     if fresh:
-        log(f"new, from random values: {', '.join(fresh)}")
+        log(f"new, from random values: {_in_short(fresh)}")
     return result
+
+
+def _in_short(names: list[str]) -> str:
+    """The modules that weights are in, with their numbers."""
+    modules = Counter(name.split(".")[0] for name in names)
+    return ", ".join(f"{module} ({count} tensors)" for module, count in modules.items())
 
 
 def _grown(name: str, tensor: Tensor, own: Tensor | None) -> Tensor:

@@ -1,0 +1,106 @@
+"""Where a run starts, through the whole chain: official files, Hugging Face folders, another task's model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BlipConfig, BlipForQuestionAnswering
+
+from smarttrim_cli import registry
+from smarttrim_cli.engine.artifact import save_model
+from smarttrim_cli.engine.build import build
+from smarttrim_cli.errors import UserError
+from tests import tiny
+from tests.engine.tiny_run import tiny_recipe
+
+pytestmark = pytest.mark.usefixtures("settings")
+_SIZES = "hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2"
+BLIP = (
+    "name: blip, tokenizer: train, max_text_length: 20, image_size: 32, "
+    f"vision: {{config: {{patch_size: 8, {_SIZES}}}}}, "
+    f"text: {{config: {{max_position_embeddings: 30, {_SIZES}}}}}"
+)
+
+
+def quiet(text: str) -> None:
+    """Takes messages and drops them."""
+
+
+def weights(bundle: Any) -> dict[str, torch.Tensor]:
+    return bundle.model.backbone.state_dict()
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("backbone", ["meter", "blip"])
+def test_an_official_file(backbone: str, tmp_path: Path) -> None:
+    clip = "backbone.vision.model=vit_base_patch16_clip_quickgelu_224"
+    section = [clip] if backbone == "meter" else [f"backbone={{{BLIP}}}"]
+    first = build(tiny_recipe(tmp_path, *section, "seed=1"), quiet)
+    tiny.enliven(first.model.backbone)
+    file = tmp_path / "official.pth"
+    registry.load("backbones", backbone).save_official(first.model.backbone, file)
+    second = build(tiny_recipe(tmp_path, *section, "seed=2", f"backbone.checkpoint={file}"), quiet)
+    assert_equal(weights(first), weights(second))
+
+
+def test_a_hugging_face_folder(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 80, "bos_token_id": 78, "sep_token_id": 2, "pad_token_id": 1}
+    config = BlipConfig(
+        text_config={**text, "max_position_embeddings": 30, "encoder_hidden_size": 16},
+        vision_config={**sizes, "image_size": 32, "patch_size": 8},
+    )
+    torch.manual_seed(0)
+    host = BlipForQuestionAnswering(config)
+    host.save_pretrained(tmp_path / "hf")
+    start = f"backbone={{name: blip, tokenizer: train, max_text_length: 20, checkpoint: '{tmp_path / 'hf'}'}}"
+    found = weights(build(tiny_recipe(tmp_path, start), quiet))
+    own = host.state_dict()
+    shared = [name for name in found if name in own]
+    assert len(shared) > 60
+    assert all(torch.equal(found[name], own[name]) for name in shared)
+    with pytest.raises(UserError, match="image_text_hidden_size is 7 in the recipe"):
+        build(tiny_recipe(tmp_path, start, "backbone.image_text_hidden_size=7"), quiet)
+
+
+@pytest.mark.parametrize("backbone", ["meter", "blip"])
+def test_another_tasks_model_brings_all_but_its_head(backbone: str, tmp_path: Path) -> None:
+    section = [] if backbone == "meter" else [f"backbone={{{BLIP}}}"]
+    first = build(tiny_recipe(tmp_path, *section), quiet)
+    folder = tmp_path / "vqa"
+    folder.mkdir()
+    save_model(folder, first)
+    said: list[str] = []
+    start = f"backbone={{name: {backbone}, checkpoint: '{folder}', tokenizer: train, max_text_length: 25}}"
+    data = "{name: scenes, image_size: 32, grid: 3, cell_size: 10, object_sizes: [7, 9], max_objects: 6, "
+    data += "num_images: {train: 16, calibration: 8, val: 8, test: 8}}"
+    second = build(tiny_recipe(tmp_path, start, f"task={{name: nlvr2, data: {data}}}"), said.append)
+    before, after = weights(first), weights(second)
+    words = len(first.processor.tokenizer)
+    assert len(second.processor.tokenizer) > words and second.processor.max_text_length == 25
+    part_of = second.model.backbone.part_of
+    for name, value in after.items():
+        if part_of(name) == "head" or name not in before:
+            continue
+        old = before[name]
+        if "word_embeddings" in name:
+            assert torch.equal(value[:words], old[:words])
+        elif "token_type" in name:  # a second image's type starts as the first one's
+            assert torch.equal(value[: len(old)], old) and torch.equal(value[-1], old[-1])
+        else:
+            assert torch.equal(value, old), name
+    assert any("new, from random values" in line for line in said)
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    file.write_text("hello", encoding="utf-8")
+    with pytest.raises(UserError, match="not a checkpoint"):
+        build(tiny_recipe(tmp_path, f"backbone.checkpoint={file}"), quiet)
