@@ -173,9 +173,12 @@ def pairs() -> list[tuple[str, str]]:
 def enliven(host: nn.Module, seed: int = 0) -> nn.Module:
     """Weights of unit gain, biases and norms off 0 and 1: small initial weights would hide every mistake."""
     generator = torch.Generator().manual_seed(seed)
+    linear = {id(module.weight) for module in host.modules() if isinstance(module, nn.Linear)}
     for name, parameter in host.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.dim() >= 2 and "embed" not in name:
+        if parameter.dim() >= 2 and (
+            "embed" not in name or id(parameter) in linear
+        ):  # embeddings may be tied
             parameter.data = 1.2 * noise / parameter[0].numel() ** 0.5
         elif parameter.dim() >= 2:
             parameter.data = 0.7 * noise

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,7 +144,7 @@ def images_in_blocks(images: Sequence[CaptionedImage], blocks: int | None, block
     return number
 
 
-class Blocks(Dataset[Item | None]):
+class Blocks(Dataset[Item | None], ABC):
     """Blocks of a gallery, image by image; an item is None where a broken image is skipped."""
 
     def __init__(self, gallery: Gallery, processor: Processor, skip_bad: bool) -> None:
@@ -159,9 +160,9 @@ class Blocks(Dataset[Item | None]):
         """All blocks."""
         return [self.block(index) for index in range(len(self))]
 
+    @abstractmethod
     def block(self, index: int) -> Block:
         """The block of an item."""
-        raise NotImplementedError
 
     def __getitem__(self, index: int) -> Item | None:
         """Decode the image of a block, unless it is that of the item before."""

@@ -102,7 +102,7 @@ def test_equals_the_plain_reference(form: str, images: int, labels: int) -> None
     logits = model(**inputs)
     assert logits.shape == (3, labels)
     expected = reference(model, inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"])
-    torch.testing.assert_close(logits, expected, atol=3e-5, rtol=0)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 
 def test_the_order_of_the_images_matters() -> None:

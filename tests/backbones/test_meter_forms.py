@@ -18,7 +18,7 @@ from smarttrim_cli.pruning.model import TrimmedModel
 from tests import tiny
 from tests.contracts.test_macs import measured
 
-EXACT = {"rtol": 0.0, "atol": 3e-5}
+EXACT = {"rtol": 0.0, "atol": 1e-5}
 OPTIONS = tiny.BACKBONES["meter"]["plain"]
 
 

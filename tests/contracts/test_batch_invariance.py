@@ -11,7 +11,7 @@ from smarttrim_cli.pruning.model import Forward, TrimmedModel
 from tests import tiny
 from tests.tiny import Variant
 
-EXACT = {"rtol": 0.0, "atol": 5e-5}
+EXACT = {"rtol": 0.0, "atol": 1e-5}
 MODES = ("masked", "packed")
 
 

@@ -17,7 +17,7 @@ from smarttrim_cli.pruning.model import TrimmedModel, build_trimmers
 from tests import tiny
 from tests.tiny import Variant
 
-EXACT = {"rtol": 0.0, "atol": 5e-5}
+EXACT = {"rtol": 0.0, "atol": 1e-5}
 CONTRASTING = [
     variant
     for variant in tiny.variants()

@@ -16,7 +16,7 @@ from tests import tiny
 from tests.contracts.test_macs import Traced
 from tests.tiny import Variant
 
-EXACT = {"rtol": 0.0, "atol": 5e-5}
+EXACT = {"rtol": 0.0, "atol": 1e-5}
 GENERATING = [variant for variant in tiny.variants() if tiny.generates(variant.build())]
 RANKING = [variant for variant in GENERATING if variant.form == "vqa"]
 MODES = ("masked", "packed")

@@ -105,14 +105,17 @@ def _trimmer_macs(model: TrimmedModel, log: Decisions) -> list[float]:
 @pytest.mark.parametrize("pair", tiny.pairs(), ids="+".join)
 def test_macs_fall_as_the_threshold_rises(pair: tuple[str, str]) -> None:
     """Strictly so for random draws; learned scores change a little with what was dropped before."""
-    slack = 1.0 if all(name.startswith("random") for name in pair) else 1.05
+    slack = 1.0 if all(name.startswith("random") for name in pair) else 1.02
     for variant in tiny.one_per_form():
-        model = tiny.attach(variant.build(), *pair)
-        inputs, means = tiny.ragged_inputs(model.backbone), []
+        models = [tiny.attach(variant.build(), *pair, seed=seed) for seed in range(3)]
+        inputs, means = tiny.ragged_inputs(models[0].backbone), []
         for threshold in (-1e9, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 1e9):
-            with model.at_threshold(threshold):
-                log = model(inputs, "packed", instance_ids=tiny.ids()).decisions
-            means.append(instance_macs(model, log)[0].mean().item())
+            spent = 0.0
+            for model in models:  # the mean over several draws of the trimmers' weights
+                with model.at_threshold(threshold):
+                    log = model(inputs, "packed", instance_ids=tiny.ids()).decisions
+                spent += instance_macs(model, log)[0].mean().item()
+            means.append(spent)
         assert all(after <= before * slack for before, after in zip(means, means[1:], strict=False)), means
         assert means[-1] < 0.7 * means[0]
 

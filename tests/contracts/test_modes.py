@@ -16,7 +16,7 @@ from tests.tiny import Variant
 
 PAIRS = tiny.pairs()
 VARIANTS = tiny.variants()
-EXACT = {"rtol": 0.0, "atol": 5e-5}
+EXACT = {"rtol": 0.0, "atol": 1e-5}
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
