@@ -176,9 +176,7 @@ def enliven(host: nn.Module, seed: int = 0) -> nn.Module:
     linear = {id(module.weight) for module in host.modules() if isinstance(module, nn.Linear)}
     for name, parameter in host.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.dim() >= 2 and (
-            "embed" not in name or id(parameter) in linear
-        ):  # embeddings may be tied
+        if parameter.dim() >= 2 and ("embed" not in name or id(parameter) in linear):
             parameter.data = 1.2 * noise / parameter[0].numel() ** 0.5
         elif parameter.dim() >= 2:
             parameter.data = 0.7 * noise

@@ -15,7 +15,7 @@ from smarttrim_cli.engine.files import check_writable, finite, write_json, write
 from smarttrim_cli.engine.inference import Predictions, batches, predict, to_device
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import find_subject, require_model
-from smarttrim_cli.engine.scores import as_published, collapse_warning, paired, score_summary
+from smarttrim_cli.engine.scores import as_published, collapse_warning, paired, per_pair, score_summary
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.calibrate import calibrate, measured_speedup
 from smarttrim_cli.pruning.model import TrimmedModel, site_info
@@ -95,7 +95,7 @@ def _report(bundle: Bundle, results: dict[str, Predictions], split: str) -> dict
     count = len(trimmed.macs)
     report["full"]["gmacs"] = sum(trimmed.full_macs) / count / 1e9
     report["full"]["gmacs_by_part"] = {part: macs / count / 1e9 for part, macs in trimmed.full_parts.items()}
-    report["full"] |= as_published(trimmed, full=True)
+    report["full"] |= as_published(trimmed, full=True) | per_pair(full.records, trimmed.full_macs)
     report["trimmed"] = score_summary(task, trimmed)
     report["full"]["gmacs_from"] = report["trimmed"]["gmacs_from"] = "cost model"
     if task.metric in report["full"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,8 +97,19 @@ def predict(
         result.skipped = expected - len(result.records)
         if not result.records:
             raise UserError(f"none of the {expected} instances can be used: their images are broken")
+        if "part_of" in result.records[0] and result.macs:
+            owners = [record["part_of"] for record in result.records]
+            result.macs, result.full_macs = (summed(v, owners) for v in (result.macs, result.full_macs))
         result.records = bundle.task.finish(result.records)
     return results
+
+
+def summed(values: Sequence[float], owners: Sequence[Hashable]) -> list[float]:
+    """Sums of the values with the same owner, in order of the owners' first appearance."""
+    sums: dict[Hashable, float] = {}
+    for value, owner in zip(values, owners, strict=True):
+        sums[owner] = sums.get(owner, 0.0) + value
+    return list(sums.values())
 
 
 def add_costs(result: Predictions, model: TrimmedModel, decisions: Decisions) -> None:

@@ -19,12 +19,18 @@ def score_summary(task: Task, result: Predictions) -> dict[str, Any]:
         count = len(result.macs)
         summary["gmacs"] = sum(result.macs) / count / 1e9
         summary["gmacs_by_part"] = {part: macs / count / 1e9 for part, macs in result.parts.items()}
-        summary |= as_published(result, full=False)
+        summary |= as_published(result, full=False) | per_pair(result.records, result.macs)
     if result.kept:
         summary["kept"] = {group: sum(values) / len(values) for group, values in result.kept.items()}
     if result.skipped:
         summary["skipped"] = result.skipped
     return summary
+
+
+def per_pair(records: list[Record], macs: list[float]) -> dict[str, float]:
+    """GMACs per pair of image and text, where an instance is matched with many; else empty."""
+    pairs = sum(record.get("scored_pairs", 0) for record in records)
+    return {"gmacs_per_pair": sum(macs) / pairs / 1e9} if pairs else {}
 
 
 def as_published(result: Predictions, full: bool) -> dict[str, float]:

@@ -29,7 +29,8 @@ Record = dict[str, Any]
 """A prediction, JSON-serialisable.
 
 Keys: ``id``, ``type``, ``question``, ``prediction``, and ``reference`` and ``score``, None where there are
-none. A task may add keys; before ``finish`` there may be some that only ``finish`` can read.
+none. A task may add keys; before ``finish`` there may be some that only ``finish`` can read. Records that
+``finish`` makes one of (blocks of a score matrix) have the same ``part_of``: their costs are summed.
 """
 
 

@@ -221,6 +221,7 @@ class RetrievalTask(DataTask):
                 "prediction": "",
                 "reference": None,
                 "score": None,
+                "part_of": block.image,
                 "block": block,
                 "scores": scores_K,
             }
@@ -251,8 +252,7 @@ class RetrievalTask(DataTask):
     def summarize(self, records: Sequence[Record]) -> dict[str, Any]:
         """Mean recall and the six recalls it is the mean of, with the size of the matrix.
 
-        In two stages also what was spent on all images: ``first_stage_gmacs``, ``second_stage_gmacs``, and
-        both per scored pair, ``gmacs_per_pair``.
+        In two stages also what was spent on all images: ``first_stage_gmacs``, ``second_stage_gmacs``.
         """
         summary = super().summarize(records)
         image_ranks, text_ranks, image_of_text = ranks_of(records)
@@ -263,8 +263,6 @@ class RetrievalTask(DataTask):
         for name in ("scored_pairs", *_STAGES):
             if all(name in record for record in records):
                 summary[name] = sum(record[name] for record in records)
-        if all(name in summary for name in _STAGES):
-            summary["gmacs_per_pair"] = sum(summary[name] for name in _STAGES) / summary["scored_pairs"]
         return summary
 
     def rescore(self, records: Sequence[Record], split: str) -> list[Record]:

@@ -1,0 +1,48 @@
+"""Costs of instances that take several forward passes: an image scored with all texts of a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from smarttrim_cli.engine.build import build
+from smarttrim_cli.engine.inference import batches, predict, summed
+from smarttrim_cli.engine.report import SilentReporter
+from smarttrim_cli.engine.scores import score_summary
+from smarttrim_cli.pruning.cost import instance_macs
+from tests.engine.tiny_run import tiny_recipe
+
+pytestmark = pytest.mark.usefixtures("settings")
+
+
+def test_sums_by_owner() -> None:
+    assert summed([1.0, 2.0, 4.0, 8.0], ["a", "b", "a", "c"]) == [5.0, 2.0, 8.0]
+
+
+@torch.no_grad()
+def test_an_image_costs_what_all_its_blocks_do(tmp_path: Path) -> None:
+    task = (
+        "task={name: retrieval, block_size: 8, num_false_texts: 3, "
+        "data: {name: scenes, image_size: 32, grid: 3, cell_size: 10, object_sizes: [7, 9], min_objects: 1, max_objects: 3, "
+        "num_images: {train: 6, calibration: 2, val: 2, test: 4}}}"
+    )
+    bundle = build(tiny_recipe(tmp_path, task, "backbone.max_text_length=30"), lambda text: None)
+    bundle.model.eval()
+    loader = batches(bundle, "test", 2)
+    result = predict(bundle, loader, ("packed",), SilentReporter(), "")["packed"]
+    assert len(result.records) == len(result.macs) == len(result.full_macs) == 4
+    spent = {image: [0.0, 0.0] for image in range(4)}
+    for batch in loader:
+        forward = bundle.model(batch.inputs, "packed", instance_ids=batch.instance_ids)
+        pairs = zip(batch.samples, *instance_macs(bundle.model, forward.decisions), strict=True)
+        for block, trimmed, full in pairs:
+            spent[block.image][0] += float(trimmed)
+            spent[block.image][1] += float(full)
+    assert result.macs == pytest.approx([trimmed for trimmed, _ in spent.values()])
+    assert result.full_macs == pytest.approx([full for _, full in spent.values()])
+    summary = score_summary(bundle.task, result)
+    assert summary["gmacs"] == pytest.approx(sum(result.macs) / 4 / 1e9)
+    assert summary["scored_pairs"] == 4 * 20
+    assert summary["gmacs_per_pair"] == pytest.approx(sum(result.macs) / 80 / 1e9)
