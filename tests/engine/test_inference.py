@@ -23,11 +23,9 @@ def test_sums_by_owner() -> None:
 
 @torch.no_grad()
 def test_an_image_costs_what_all_its_blocks_do(tmp_path: Path) -> None:
-    task = (
-        "task={name: retrieval, block_size: 8, num_false_texts: 3, "
-        "data: {name: scenes, image_size: 32, grid: 3, cell_size: 10, object_sizes: [7, 9], min_objects: 1, max_objects: 3, "
-        "num_images: {train: 6, calibration: 2, val: 2, test: 4}}}"
-    )
+    images = "num_images: {train: 6, calibration: 2, val: 2, test: 4}, image_size: 32, grid: 3, cell_size: 10"
+    data = f"{{name: scenes, {images}, object_sizes: [7, 9], min_objects: 1, max_objects: 3}}"
+    task = f"task={{name: retrieval, block_size: 8, num_false_texts: 3, data: {data}}}"
     bundle = build(tiny_recipe(tmp_path, task, "backbone.max_text_length=30"), lambda text: None)
     bundle.model.eval()
     loader = batches(bundle, "test", 2)
