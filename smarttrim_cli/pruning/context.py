@@ -167,20 +167,34 @@ class ForwardContext:
     def _apply(
         self, site: Site, trimmer: Any, spec: LayerSpec, stream: Stream, hidden: Tensor
     ) -> tuple[Stream, Tensor]:
+        ids = stream.spread_scalar(self._ids(spec.stream))
+        view = TokenView(hidden, self.cls[spec.stream], self._guide(spec), stream, ids, self.threshold)
+        decided = self._token_mask(site, trimmer, view, stream)
+        if isinstance(stream, MaskedStream):
+            masked = with_keep(stream, decided)
+            if trimmer.rewrites:
+                hidden = trimmer.rewrite(view, masked.keep_BN.detach() > 0.5)
+            return masked, hidden
+        kept_T = decided.clone()
+        kept_T[stream.starts_B] = True
+        if trimmer.rewrites:
+            hidden = trimmer.rewrite(view, kept_T[None])
+        packed, index_K = stream.select(kept_T)
+        return packed, hidden[:, index_K]
+
+    def _token_mask(self, site: Site, trimmer: Any, view: TokenView, stream: Stream) -> Tensor:
+        """What a site decides or repeats: float straight-through (B, N), or boolean (T,) where packed."""
         if self.replay is not None:
             replayed = self.replay.keep[site.name]
-            if isinstance(stream, MaskedStream):
-                return with_keep(stream, replayed.to(hidden.dtype)), hidden
-            kept_T = replayed[stream.segment_T, stream.positions_T]
-            return _drop(stream, hidden, kept_T)
-        ids = stream.spread_scalar(self._ids(spec.stream))
-        view = TokenView(hidden, self.cls[spec.stream], self._guide(spec), stream, ids)
+            if isinstance(stream, PackedStream):
+                return replayed[stream.segment_T, stream.positions_T]
+            return replayed.to(view.tokens.dtype)
         scores = trimmer(view)
         if self.log_scores:
             self.score_log[site.name] = (stream, scores.detach())
-        if isinstance(stream, MaskedStream):
-            return with_keep(stream, self._decide(scores, trimmer.draws)), hidden
-        return _drop(stream, hidden, hard_mask(scores[0], self.threshold))
+        if isinstance(stream, PackedStream):
+            return hard_mask(scores[0], self.threshold)
+        return self._decide(scores, trimmer.draws)
 
     def _decide_heads(self, spec: LayerSpec) -> dict[str, Tensor | None]:
         kept: dict[str, Tensor | None] = {}
@@ -264,13 +278,6 @@ def host_heads(mask_BH: Tensor) -> tuple[tuple[int, ...] | None, ...] | None:
     rows = (mask_BH > 0.5).tolist()
     kept = tuple(None if all(row) else tuple(h for h, on in enumerate(row) if on) for row in rows)
     return None if all(row is None for row in kept) else kept
-
-
-def _drop(stream: PackedStream, hidden_1TD: Tensor, keep_T: Tensor) -> tuple[PackedStream, Tensor]:
-    kept = keep_T.clone()
-    kept[stream.starts_B] = True
-    stream, index_K = stream.select(kept)
-    return stream, hidden_1TD[:, index_K]
 
 
 def current() -> ForwardContext | None:

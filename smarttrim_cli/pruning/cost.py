@@ -122,9 +122,9 @@ def macs_by_part(
     for name, trimmer in (trimmers or {}).items():
         site = Site.parse(name)
         add("trimmers", site.stream, trimmer.fixed_macs())
-        if trimmer.token_macs():
+        if trimmer.token_macs() or trimmer.pair_macs():
             seen = tokens_after(counts, site.stream, site.layer - 1)
-            add("trimmers", site.stream, seen * trimmer.token_macs())
+            add("trimmers", site.stream, seen * (trimmer.token_macs() + seen * trimmer.pair_macs()))
     return parts
 
 

@@ -42,3 +42,7 @@ class SimulatedTrimmer(Trimmer):
     def token_macs(self) -> int:
         """Of the real trimmer."""
         return self.real.token_macs()
+
+    def pair_macs(self) -> float:
+        """Of the real trimmer."""
+        return self.real.pair_macs()

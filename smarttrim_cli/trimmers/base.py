@@ -34,6 +34,7 @@ class TokenView:
         stream: ``stream.spread(x)`` turns per-instance rows (B, ...) into per-token rows;
             ``stream.positions``.
         instance_ids: Identity of every token's instance, (B, N) or (1, T); integers.
+        threshold: What a score must be above for its token to be kept.
     """
 
     tokens: Tensor
@@ -41,6 +42,7 @@ class TokenView:
     guide_cls_BD: Tensor | None
     stream: _Stream
     instance_ids: Tensor
+    threshold: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,29 @@ class Trimmer(nn.Module):
     """Base of all trimmers: initial state, target and cost.
 
     Attributes:
-        draws: Whether the scores are random draws themselves, to which training adds no noise.
+        draws: Whether the scores are decisions of their own (random draws, ranks), to which training adds
+            no noise.
+        rewrites: Whether kept tokens take something over from dropped ones: :meth:`rewrite` is called.
     """
 
     draws = False
+    rewrites = False
 
     def start_keeping(self, keep_logit: float) -> None:
         """Stable initialisation: every score starts near ``keep_logit``. Nothing to do without parameters."""
 
     def set_target(self, keep_fraction: float) -> None:
         """Told the current target (after the curriculum); only trimmers that follow a schedule use it."""
+
+    def rewrite(self, view: TokenView, keep: Tensor) -> Tensor:
+        """Tokens that flow on, shaped like ``view.tokens``; only those of kept positions matter.
+
+        Args:
+            view: What was scored.
+            keep: Boolean, the leading shape of ``view.tokens``: which tokens are kept now, CLS included;
+                False on padding and on tokens dropped before.
+        """
+        return view.tokens
 
     def fixed_macs(self) -> int:
         """MACs per instance, whatever its size."""
@@ -86,3 +101,7 @@ class Trimmer(nn.Module):
     def token_macs(self) -> int:
         """MACs per token that is scored."""
         return 0
+
+    def pair_macs(self) -> float:
+        """MACs per pair of tokens, N^2 of them, where tokens are compared with each other."""
+        return 0.0
