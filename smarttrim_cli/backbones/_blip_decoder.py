@@ -90,6 +90,8 @@ def write(
 
     def step(ids_RT: Tensor) -> Tensor:
         hidden_RTD = decode(model, decoder, ids_RT)
+        if not torch.jit.is_tracing():  # MACs are counted as published: logits of all of the prompt's tokens
+            hidden_RTD = hidden_RTD[:, -1:]
         return model.text_decoder.cls(hidden_RTD)[:, -1]  # type: ignore[no-any-return]
 
     text = model.options.text.config

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 
 import torch
 
 from smarttrim_cli.errors import UserError
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
 
 
 def best_device(name: str | None = None) -> torch.device:
@@ -29,6 +32,19 @@ def synchronize(device: torch.device) -> None:
     """Wait for work queued on a device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next use, instead of giving it back to the system at once.
+
+    By default it gives back large blocks, so that every activation of a large model is new memory, which the
+    system clears page by page: a fifth of the time of a forward pass on a CPU. Does nothing elsewhere.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for option, size in ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, (1 << 31) - 1)):
+        libc.mallopt(option, size)
 
 
 def describe_environment(device: torch.device) -> dict[str, str | int]:

@@ -17,8 +17,8 @@ from smarttrim_cli.pruning.model import TrimmedModel
 class _Traced(nn.Module):
     """One forward with positional tensors; returns all that was computed.
 
-    Tracing drops what feeds no output. Head decisions reach the layers through the host, and a stream may go
-    unread where all heads that attend to it are dropped, so both are outputs too.
+    Tracing drops what feeds no output. Head decisions reach the layers through the host, scores may drop
+    nothing, and a stream may go unread where all heads that attend to it are dropped: all are outputs too.
     """
 
     def __init__(self, model: TrimmedModel, mode: str, names: list[str], ids: Tensor | None) -> None:
@@ -27,11 +27,12 @@ class _Traced(nn.Module):
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         inputs = dict(zip(self.names, tensors, strict=True))
-        result = self.model(inputs, self.mode, instance_ids=self.ids)
+        result = self.model(inputs, self.mode, instance_ids=self.ids, log_scores=True)
         if result.context is None:
             return [result.output]
         heads = (mask for mask in result.context.head_log.values() if mask is not None)
-        return [result.output, *heads, *result.context.cls.values()]
+        scores = (scores for _, scores in result.context.score_log.values())
+        return [result.output, *heads, *scores, *result.context.cls.values()]
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
-"""Peak memory of tensors alive during a forward pass, on any device."""
+"""Peak memory of tensors that some code creates, a forward pass or a whole training step, on any device."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,59 +11,59 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class _LiveTensors(TorchDispatchMode):
-    """Adds up the storages that operators create, from the first tensor on each to the death of the last."""
+class LiveMemory(TorchDispatchMode):
+    """Adds up the storages that operators create, from their birth to their death.
+
+    Storages are followed, not tensors: autograd keeps the memory of tensors that Python no longer knows.
+    Kernels' workspaces are not seen.
+
+    Attributes:
+        live: Bytes alive now.
+        peak: Most bytes alive at one time.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.users: dict[int, int] = {}
         self.live = 0
         self.peak = 0
+        self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator and note its outputs; views of weights and inputs are not new memory."""
         result = func(*args, **(kwargs or {}))
-        given = {
-            leaf.untyped_storage().data_ptr()
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, torch.Tensor)
-        }
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self._note(leaf, given)
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            if storage._cdata not in given and storage._cdata not in self._known and storage.nbytes():
+                self._add(storage)
         return result
 
-    def _note(self, tensor: torch.Tensor, given: set[int]) -> None:
-        storage = tensor.untyped_storage()
-        pointer, size = storage.data_ptr(), storage.nbytes()
-        if size == 0 or (pointer in given and pointer not in self.users):
-            return
-        if pointer not in self.users:
-            self.users[pointer] = 0
-            self.live += size
-            self.peak = max(self.peak, self.live)
-        self.users[pointer] += 1
-        weakref.finalize(tensor, self._release, pointer, size)
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        self._known.add(storage._cdata)
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
 
-    def _release(self, pointer: int, size: int) -> None:
-        self.users[pointer] -= 1
-        if self.users[pointer] == 0:
-            del self.users[pointer]
-            self.live -= size
+    def _release(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
 
 
-def peak_activation_bytes(forward: Callable[[], Any]) -> int:
-    """Largest number of bytes that tensors created by a forward pass hold at one time, weights not included.
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    leaves = (leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor))
+    return (leaf.untyped_storage() for leaf in leaves if leaf.layout is torch.strided)  # not prepared weights
 
-    On a GPU the allocator's own peak is used; elsewhere storages are followed, without the kernels'
-    workspaces.
+
+def peak_activation_bytes(run: Callable[[], Any]) -> int:
+    """Largest number of bytes that tensors created by a run hold at one time, weights not included.
+
+    On a GPU the allocator's own peak is used; elsewhere storages are followed (:class:`LiveMemory`).
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        forward()
+        run()
         if torch.cuda.max_memory_allocated() > before:
             return torch.cuda.max_memory_allocated() - before
-    with _LiveTensors() as mode:
-        forward()
+    with LiveMemory() as mode:
+        run()
     return mode.peak

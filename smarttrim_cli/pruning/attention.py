@@ -1,50 +1,32 @@
-"""The one attention function: masked keys, packed segments and skipped heads are known only here.
+"""The one attention function; what is packed goes on to :mod:`.packed_attention`.
 
 In ``masked`` mode the weights are exp(a) m / sum(exp(a) m) with the straight-through keep mask m. The exact
 gradient for m needs the weight that a dropped key *would* have; it is had from
 scaled_dot_product_attention itself by a bias column on the keys: -50 for a dropped key leaves it e^-50 of
 its weight in the forward (nothing in float32, unless its logit is tens above the kept ones), and multiplying
-its gradient by e^50 restores the exact value. Without gradients a dropped key gets the bias of padding and
-is gone in any case.
+its gradient by e^50 restores the exact value. So there is no matrix of attention weights where the kernel
+keeps none. Where no gradient goes to the mask, dropped keys are masked like padding, at no cost.
 
 Legend: B batch, N query tokens, M key tokens, T packed tokens, H heads, E head width.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smarttrim_cli.pruning.packed_attention import packed_attention
+from smarttrim_cli.pruning.projections import Projections
 from smarttrim_cli.pruning.stream import MaskedStream, PackedStream, Stream
 
 DROPPED_BIAS = -50.0
 PADDING_BIAS = -1e4
 _PAD_HEAD = 8  # the bias takes one column; fused kernels want head widths that are multiples of 8
-
-
-class Projections(Protocol):
-    """The projections of a host attention, whole or for some heads only."""
-
-    num_heads: int
-    head_dim: int
-    scale: float
-    dropout: float
-
-    def project(self, query: Tensor, memory: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (..., N, h, E), keys and values (..., M, h, E) for the named heads (None: all)."""
-        ...
-
-    def merge(self, context: Tensor, heads: Tensor | None) -> Tensor:
-        """Output projection of contexts (..., N, h, E) of the named heads, bias included."""
-        ...
-
-    def empty(self, query: Tensor) -> Tensor:
-        """What the module returns when all heads are dropped: its output bias for every query token."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -72,16 +54,14 @@ class _KeyBias(torch.autograd.Function):
         """Bias of every key."""
         ctx.save_for_backward(keep_BM, valid_BM)
         ctx.limit = limit
-        dropped = DROPPED_BIAS if keep_BM.requires_grad else PADDING_BIAS
-        bias_BM = torch.where(keep_BM > 0.5, 0.0, dropped).to(keep_BM.dtype)
+        bias_BM = torch.where(keep_BM > 0.5, 0.0, DROPPED_BIAS).to(keep_BM.dtype)
         return bias_BM.masked_fill(~valid_BM, PADDING_BIAS)
 
     @staticmethod
     def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor, None, None]:
         """Gradient of the mask."""
         keep_BM, valid_BM = ctx.saved_tensors
-        dropped = torch.exp(torch.tensor(-DROPPED_BIAS, dtype=torch.float64)).item()
-        grad_BM = torch.where(keep_BM > 0.5, grad_BM, grad_BM * dropped)
+        grad_BM = torch.where(keep_BM > 0.5, grad_BM, grad_BM * math.exp(-DROPPED_BIAS))
         return grad_BM.masked_fill(~valid_BM, 0.0).clamp(-ctx.limit, ctx.limit), None, None
 
 
@@ -101,18 +81,25 @@ def masked_sdpa(
     p: Projections, q: Tensor, k: Tensor, v: Tensor, memory: MaskedStream, training: bool
 ) -> Tensor:
     """Attention of queries (B, H, N, E) to the kept keys of a stream, with the exact gradient of its mask."""
-    bias_BM = key_bias(memory.keep_BN, memory.valid_BN).to(k.dtype) / p.scale
+    dropout = p.dropout if training else 0.0
+    if not (memory.keep_BN.requires_grad and torch.is_grad_enabled()):
+        seen_B11M = ((memory.keep_BN > 0.5) & memory.valid_BN)[:, None, None, :]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen_B11M, scale=p.scale, dropout_p=dropout)
     dtype = q.dtype
     if dtype == torch.float16:  # e^-50 would underflow
         q, k, v = q.float(), k.float(), v.float()
-    batch, heads = q.shape[:2]
-    k = torch.cat((k, bias_BM[:, None, :, None].expand(batch, heads, -1, 1)), -1)
-    k = F.pad(k, (0, _PAD_HEAD - 1))
-    q = F.pad(F.pad(q, (0, 1), value=1.0), (0, _PAD_HEAD - 1))
-    v = F.pad(v, (0, _PAD_HEAD))
-    dropout = p.dropout if training else 0.0
+    bias_BM = key_bias(memory.keep_BN, memory.valid_BN).to(k.dtype) / p.scale
+    q = _widened(q, q.new_ones(()), q.new_zeros(()))
+    k = _widened(k, bias_BM[:, None, :, None], k.new_zeros(()))
+    v = _widened(v, v.new_zeros(()), v.new_zeros(()))
     out = F.scaled_dot_product_attention(q, k, v, scale=p.scale, dropout_p=dropout)
     return out[..., : p.head_dim].to(dtype)
+
+
+def _widened(x_BHNE: Tensor, column: Tensor, rest: Tensor) -> Tensor:
+    """A column and a rest of the same in the others, behind a head: one copy."""
+    shape = x_BHNE.shape[:-1]
+    return torch.cat((x_BHNE, column.expand(*shape, 1), rest.expand(*shape, _PAD_HEAD - 1)), -1)
 
 
 def _masked_attention(
@@ -136,47 +123,6 @@ def plain_attention(
     return p.merge(out.transpose(-2, -3), None)
 
 
-def _segment(p: Projections, query_ND: Tensor, memory_MD: Tensor, heads: Tensor | None) -> Tensor:
-    q, k, v = (x.transpose(-2, -3).unsqueeze(0) for x in p.project(query_ND, memory_MD, heads))
-    out = F.scaled_dot_product_attention(q, k, v, scale=p.scale)
-    return p.merge(out.squeeze(0).transpose(-2, -3), heads)
-
-
-def _packed_attention(p: Projections, query: Tensor, memory: Tensor, state: AttentionState) -> Tensor:
-    """Each instance attends within its own segment, with the projections of its own kept heads only."""
-    assert isinstance(state.query, PackedStream) and isinstance(state.memory, PackedStream)
-    if state.keep_heads is None:
-        return _packed_all_heads(p, query, memory, state.query.lengths, state.memory.lengths)
-    query_segments = query[0].split(state.query.lengths)
-    memory_segments = query_segments if memory is query else memory[0].split(state.memory.lengths)
-    outputs = []
-    for rows_ND, keys_MD, kept in zip(query_segments, memory_segments, state.keep_heads, strict=True):
-        if kept is not None and not kept:
-            outputs.append(p.empty(rows_ND))
-            continue
-        heads = None if kept is None else torch.tensor(kept, device=query.device)
-        outputs.append(_segment(p, rows_ND, keys_MD, heads))
-    return torch.cat(outputs).unsqueeze(0)
-
-
-def _packed_all_heads(
-    p: Projections,
-    query: Tensor,
-    memory: Tensor,
-    query_lengths: tuple[int, ...],
-    memory_lengths: tuple[int, ...],
-) -> Tensor:
-    """All heads kept by all: one projection for the whole batch, attention per segment."""
-    q, k, v = (x.transpose(-2, -3) for x in p.project(query, memory, None))  # (1, H, T, E)
-    if len(query_lengths) == 1:
-        return p.merge(F.scaled_dot_product_attention(q, k, v, scale=p.scale).transpose(-2, -3), None)
-    parts = zip(
-        q.split(query_lengths, 2), k.split(memory_lengths, 2), v.split(memory_lengths, 2), strict=True
-    )
-    out = torch.cat([F.scaled_dot_product_attention(a, b, c, scale=p.scale) for a, b, c in parts], 2)
-    return p.merge(out.transpose(-2, -3), None)
-
-
 def attend(p: Projections, query: Tensor, memory: Tensor, state: AttentionState, training: bool) -> Tensor:
     """Attention of one module under a context, output projection included, residual not.
 
@@ -192,4 +138,5 @@ def attend(p: Projections, query: Tensor, memory: Tensor, state: AttentionState,
     """
     if isinstance(state.query, MaskedStream):
         return _masked_attention(p, query, memory, state, training)
-    return _packed_attention(p, query, memory, state)
+    assert isinstance(state.memory, PackedStream)
+    return packed_attention(p, query, memory, state.query, state.memory, state.heads_BH, state.keep_heads)

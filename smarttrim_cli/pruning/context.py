@@ -62,6 +62,7 @@ class ForwardContext:
         replay: Decisions to repeat instead of asking the trimmers.
         instance_ids_B: Identity of the instances, for trimmers that draw at random.
         log_scores: Keep the scores of every site in the decisions.
+        rounded: Round packed tokens up, see :class:`PackedStream`.
         copies: Rows per instance of every stream.
         repeated: Rows that stand for one that was paid for, while several texts look at one image.
         work: What decoders have done, per instance.
@@ -78,6 +79,7 @@ class ForwardContext:
     replay: Decisions | None = None
     instance_ids_B: Tensor | None = None
     log_scores: bool = False
+    rounded: bool = False
     streams: dict[str, Stream] = field(default_factory=dict)
     cls: dict[str, Tensor] = field(default_factory=dict)
     attention: dict[str, AttentionState] = field(default_factory=dict)
@@ -102,7 +104,7 @@ class ForwardContext:
         if self.mode == "masked":
             self.streams[stream] = begin_masked(valid_BN, cls)
             return hidden_BND
-        self.streams[stream], index_T = begin_packed(valid_BN, cls)
+        self.streams[stream], index_T = begin_packed(valid_BN, cls, self.rounded)
         return hidden_BND.flatten(0, 1)[index_T].unsqueeze(0)
 
     def trim(self, layers: Mapping[str, tuple[int, Tensor]]) -> dict[str, Tensor]:
@@ -167,9 +169,12 @@ class ForwardContext:
     def _apply(
         self, site: Site, trimmer: Any, spec: LayerSpec, stream: Stream, hidden: Tensor
     ) -> tuple[Stream, Tensor]:
-        ids = stream.spread_scalar(self._ids(spec.stream))
-        view = TokenView(hidden, self.cls[spec.stream], self._guide(spec), stream, ids, self.threshold)
-        decided = self._token_mask(site, trimmer, view, stream)
+        source, tokens = stream, hidden
+        if isinstance(stream, PackedStream) and trimmer.relative:
+            source, tokens = stream.without_tail(), hidden[:, : stream.total]
+        ids = source.spread_scalar(self._ids(spec.stream))
+        view = TokenView(tokens, self.cls[spec.stream], self._guide(spec), source, ids, self.threshold)
+        decided = self._token_mask(site, trimmer, view, source)
         if isinstance(stream, MaskedStream):
             masked = with_keep(stream, decided)
             if trimmer.rewrites:
@@ -177,10 +182,12 @@ class ForwardContext:
             return masked, hidden
         kept_T = decided.clone()
         kept_T[stream.starts_B] = True
+        packed, index_T = stream.select(kept_T)
+        if index_T is None:
+            return stream, hidden
         if trimmer.rewrites:
-            hidden = trimmer.rewrite(view, kept_T[None])
-        packed, index_K = stream.select(kept_T)
-        return packed, hidden[:, index_K]
+            tokens = trimmer.rewrite(view, kept_T[None])
+        return packed, tokens[:, index_T]
 
     def _token_mask(self, site: Site, trimmer: Any, view: TokenView, stream: Stream) -> Tensor:
         """What a site decides or repeats: float straight-through (B, N), or boolean (T,) where packed."""
@@ -225,9 +232,10 @@ class ForwardContext:
     def _ids(self, stream: str) -> Tensor:
         """An identity for every row of a stream; the rows of an instance differ."""
         copies, cls_RD = self._copies(stream), self.cls[stream]
+        if self.instance_ids_B is None:
+            size = len(cls_RD) // copies
+            self.instance_ids_B = torch.zeros(size, dtype=torch.long, device=cls_RD.device)
         ids_B = self.instance_ids_B
-        if ids_B is None:
-            ids_B = torch.zeros(len(cls_RD) // copies, dtype=torch.long, device=cls_RD.device)
         if copies == 1:
             return ids_B
         return (ids_B[:, None] * copies + torch.arange(copies, device=ids_B.device)).flatten()
@@ -275,8 +283,8 @@ class ForwardContext:
 
 def host_heads(mask_BH: Tensor) -> tuple[tuple[int, ...] | None, ...] | None:
     """Indices of kept heads per instance, on the host; None for "all", as an item or as a whole."""
-    rows = (mask_BH > 0.5).tolist()
-    kept = tuple(None if all(row) else tuple(h for h, on in enumerate(row) if on) for row in rows)
+    rows = mask_BH.tolist()
+    kept = tuple(None if all(row) else tuple(h for h, on in enumerate(row) if on > 0.5) for row in rows)
     return None if all(row is None for row in kept) else kept
 
 

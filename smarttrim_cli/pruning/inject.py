@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.pruning.attention import Projections, attend, plain_attention
+from smarttrim_cli.pruning.attention import attend, plain_attention
 from smarttrim_cli.pruning.context import current
-from smarttrim_cli.pruning.projections import ADAPTERS, BertProjections, TimmProjections
+from smarttrim_cli.pruning.projections import ADAPTERS, BertProjections, Projections, TimmProjections
 from smarttrim_cli.pruning.sites import HOSTED, Architecture, Site
 
 _SITE = "_smarttrim_site"

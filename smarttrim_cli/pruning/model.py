@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from smarttrim_cli.pruning.context import ForwardContext, Sampling, running
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.inject import attach_attention
+from smarttrim_cli.pruning.prepared import prepare, restore, usable
 from smarttrim_cli.pruning.sites import TOKEN, Architecture, Site
 from smarttrim_cli.trimmers.base import SiteInfo, Trimmer
 
@@ -79,6 +80,21 @@ class TrimmedModel(nn.Module):
         attach_attention(backbone, self.architecture)
         self.trimmers = nn.ModuleDict({_key(name): module for name, module in trimmers.items()})
         self.register_buffer("threshold", torch.zeros(()))
+        self.prepared = False
+
+    def prepare(self) -> TrimmedModel:
+        """Lay the backbone's weights out for inference on a CPU: see :mod:`.prepared`.
+
+        Outputs change by rounding. Trimmers are too small to gain by it.
+        """
+        prepare(self.backbone)
+        self.prepared = True
+        return self
+
+    def restore(self) -> None:
+        """Undo :meth:`prepare`."""
+        restore(self.backbone)
+        self.prepared = False
 
     @property
     def sites(self) -> dict[str, Any]:
@@ -128,6 +144,7 @@ class TrimmedModel(nn.Module):
             replay=replay,
             instance_ids_B=instance_ids,
             log_scores=log_scores,
+            rounded=self.prepared and mode == "packed" and usable(next(self.backbone.parameters())),
         )
         with running(context):
             output = self.backbone(**inputs)

@@ -33,19 +33,21 @@ def kept_fractions(decisions: Decisions, groups: list[str], heads: Mapping[str, 
     Returns:
         Group to (B,), differentiable in ``masked`` mode.
     """
-    fractions: dict[str, list[Tensor]] = {group: [] for group in groups}
-    for name, count_B in decisions.counts.items():
-        site = Site.parse(name)
-        if site.group not in fractions:
-            continue
+    members: dict[str, list[str]] = {group: [] for group in groups}
+    for name in decisions.counts:
+        members.get(Site.parse(name).group, []).append(name)
+    fractions: dict[str, Tensor] = {}
+    for group, names in members.items():
+        site = Site.parse(names[0])
         if site.kind == TOKEN:
-            removable_B = decisions.removable_B(site.stream)
-            share_B = torch.where(removable_B > 0, (count_B - 1) / removable_B.clamp(min=1), 1.0)
+            counts_SR = torch.stack([decisions.counts[name] for name in names])
+            removable_R = decisions.removable_B(site.stream)
+            share_SR = torch.where(removable_R > 0, (counts_SR - 1) / removable_R.clamp(min=1), 1.0)
         else:
-            share_B = count_B / heads[name]
-        share = decisions.by_instance(site.stream, share_B)
-        fractions[site.group].append(share.mean(-1) if share.dim() == 2 else share)
-    return {group: torch.stack(values).mean(0) for group, values in fractions.items()}
+            share_SR = torch.stack([decisions.counts[name] / heads[name] for name in names])
+        share = decisions.by_instance(site.stream, share_SR.mean(0))
+        fractions[group] = share.mean(-1) if share.dim() == 2 else share
+    return fractions
 
 
 def cost_loss(kept: Mapping[str, Tensor], target: Mapping[str, float]) -> Tensor:
@@ -183,19 +185,16 @@ class Objective(nn.Module):
         task = self.task_loss(forward.output, batch)
         kept = kept_fractions(forward.decisions, self.model.groups, self.heads)
         kept = {group: value_B.mean() for group, value_B in kept.items()}
-        cost = self._cost(forward.decisions, kept, target)
+        on_macs = self.weights.cost_on == "macs"
+        with torch.set_grad_enabled(on_macs and torch.is_grad_enabled()):  # else it is only logged
+            ratio = macs_ratio(self.model, forward.decisions)
+        cost = macs_loss(ratio, target.macs) if on_macs else cost_loss(kept, target.kept)
         distillation = self._distillation(forward.output, batch)
         w = self.weights
         loss = total_loss(task, distillation, cost, w.distillation, w.cost)
-        ratio = macs_ratio(self.model, forward.decisions)
         terms = {"task": task, "distillation": distillation, "cost": cost, "macs_ratio": ratio}
         log = terms | {f"kept/{group}": value for group, value in kept.items()}
         return {"loss": loss, **{name: value.detach() for name, value in log.items()}}
-
-    def _cost(self, decisions: Decisions, kept: Mapping[str, Tensor], target: Target) -> Tensor:
-        if self.weights.cost_on == "macs":
-            return macs_loss(macs_ratio(self.model, decisions), target.macs)
-        return cost_loss(kept, target.kept)
 
     def _distillation(self, output: Any, batch: Any) -> Tensor:
         trimmed = self.logits(output, batch)

@@ -5,13 +5,50 @@ One adapter per style of host code: timm's fused ``qkv`` and the BERT family's `
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
-import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor, nn
 
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.prepared import PreparedLinear, part_of_linear
+
+
+class Projections(Protocol):
+    """The projections of a host attention, whole or for some heads only.
+
+    ``prepared`` says whether its weights are those of :mod:`.prepared`.
+    """
+
+    num_heads: int
+    head_dim: int
+    scale: float
+    dropout: float
+    prepared: bool
+
+    def project(self, query: Tensor, memory: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (..., N, h, E), keys and values (..., M, h, E) for the named heads (None: all)."""
+        ...
+
+    def merge(self, context: Tensor, heads: Tensor | None) -> Tensor:
+        """Output projection of contexts (..., N, h, E) of the named heads, bias included."""
+        ...
+
+    def empty(self, query: Tensor) -> Tensor:
+        """What the module returns when all heads are dropped: its output bias for every query token."""
+        ...
+
+
+class CrossProjections(Projections, Protocol):
+    """Those of a cross-attention, in two halves."""
+
+    def queries(self, query: Tensor, heads: Tensor | None) -> Tensor:
+        """Queries alone, for cross-attention."""
+        ...
+
+    def keys_values(self, memory: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and values alone, for cross-attention."""
+        ...
 
 
 def _rows(weight: Tensor, heads: Tensor, head_dim: int) -> Tensor:
@@ -28,7 +65,7 @@ def _linear_rows(x: Tensor, linear: nn.Linear, heads: Tensor | None, head_dim: i
     if heads is None:
         return linear(x)
     bias = None if linear.bias is None else _rows(linear.bias, heads, head_dim)
-    return F.linear(x, _rows(linear.weight, heads, head_dim), bias)
+    return part_of_linear(linear, x, _rows(linear.weight, heads, head_dim), bias)
 
 
 def _merge(context: Tensor, linear: nn.Linear, heads: Tensor | None, head_dim: int) -> Tensor:
@@ -36,7 +73,7 @@ def _merge(context: Tensor, linear: nn.Linear, heads: Tensor | None, head_dim: i
     return (
         linear(flat)
         if heads is None
-        else F.linear(flat, _columns(linear.weight, heads, head_dim), linear.bias)
+        else part_of_linear(linear, flat, _columns(linear.weight, heads, head_dim), linear.bias)
     )
 
 
@@ -53,6 +90,7 @@ class TimmProjections:
         self.module = module
         self.num_heads, self.head_dim, self.scale = module.num_heads, module.head_dim, module.scale
         self.dropout = module.attn_drop.p
+        self.prepared = isinstance(module.qkv, PreparedLinear)
 
     @staticmethod
     def check(module: nn.Module, path: str) -> None:
@@ -75,7 +113,7 @@ class TimmProjections:
             bias = m.qkv.bias
             if bias is not None:
                 bias = bias.unflatten(0, (3, -1, dim)).index_select(1, heads).flatten()
-            q, k, v = F.linear(query, weight, bias).unflatten(-1, (3, -1, dim)).unbind(-3)
+            q, k, v = part_of_linear(m.qkv, query, weight, bias).unflatten(-1, (3, -1, dim)).unbind(-3)
         return m.q_norm(q), m.k_norm(k), v
 
     def merge(self, context: Tensor, heads: Tensor | None) -> Tensor:
@@ -96,6 +134,7 @@ class BertProjections:
         self.num_heads, self.head_dim = inner.num_attention_heads, inner.attention_head_size
         self.scale = self.head_dim**-0.5
         self.dropout = inner.dropout.p
+        self.prepared = isinstance(inner.query, PreparedLinear)
 
     @staticmethod
     def check(module: nn.Module, path: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 TOKEN, SELF_HEAD, CROSS_HEAD, CROSS_HEAD_1 = "token", "self_head", "cross_head", "cross_head1"
 _GROUP_OF_KIND = {TOKEN: "token", SELF_HEAD: "head", CROSS_HEAD: "cross_head", CROSS_HEAD_1: "cross_head"}
@@ -169,7 +170,11 @@ class Architecture:
 
     def layer(self, stream: str, index: int) -> LayerSpec:
         """The layer at a position of a stream."""
-        return next(spec for spec in self.layers if spec.stream == stream and spec.index == index)
+        return self._by_place[stream, index]
+
+    @cached_property
+    def _by_place(self) -> dict[tuple[str, int], LayerSpec]:
+        return {(spec.stream, spec.index): spec for spec in self.layers}
 
     def sites(self, groups: Sequence[str] | None = None) -> Iterator[Site]:
         """All sites, or those of the named groups, in the order the forward reaches them."""

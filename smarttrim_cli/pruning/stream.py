@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -67,6 +69,10 @@ class MaskedStream:
 class PackedStream:
     """Only kept tokens: hidden states are (1, T, D), instance after instance.
 
+    Some matrix kernels are made anew for every number of rows that they meet. Where such kernels are used
+    (:mod:`.prepared`) T is rounded up: behind the last instance its CLS is repeated. These repeats are a tail
+    that nobody attends to and that is not counted.
+
     Attributes:
         lengths: Kept tokens per instance, on the host.
         starts_B: Index of every instance's CLS in T.
@@ -74,6 +80,7 @@ class PackedStream:
         positions_T: The token's original position.
         size: Padded number of tokens N per instance, before trimming.
         has_cls: Whether a row's first token is a CLS.
+        rounded: Whether T is rounded up.
     """
 
     lengths: tuple[int, ...]
@@ -82,24 +89,44 @@ class PackedStream:
     positions_T: Tensor
     size: int
     has_cls: bool = True
+    rounded: bool = False
+
+    @cached_property
+    def total(self) -> int:
+        """Kept tokens of all instances, without the tail."""
+        return sum(self.lengths)
+
+    @cached_property
+    def spans(self) -> tuple[int, ...]:
+        """Lengths that add up to T: the tail goes with the last instance."""
+        tail = len(self.segment_T) - self.total
+        return self.lengths if tail == 0 else (*self.lengths[:-1], self.lengths[-1] + tail)
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Where every segment starts, and where the last one ends, (B + 1,)."""
+        return F.pad(self.starts_B, (0, 1), value=self.total)
+
+    def segments(self, packed: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """What belongs to every instance of a tensor with T along a dimension, without the tail."""
+        return packed.narrow(dim, 0, self.total).split(self.lengths, dim)
 
     def cls_BD(self, hidden_1TD: Tensor) -> Tensor:
         """CLS of every row."""
-        if self.has_cls:
-            return hidden_1TD[0, self.starts_B]
-        return torch.stack([rows.mean(0) for rows in hidden_1TD[0].split(self.lengths)])
+        if not self.has_cls:
+            return torch.stack([rows.mean(0) for rows in self.segments(hidden_1TD[0], 0)])
+        return hidden_1TD[:, 0] if len(self.lengths) == 1 else hidden_1TD[0, self.starts_B]
 
     def rows(self, index: Sequence[int]) -> tuple[PackedStream, Tensor]:
         """Some of the rows, in the order given, and what ``take`` needs to do the same to hidden states."""
         starts = self.starts_B.tolist()
         device = self.positions_T.device
-        index_T = torch.cat(
+        index_K = torch.cat(
             [torch.arange(starts[row], starts[row] + self.lengths[row], device=device) for row in index]
         )
         lengths_B = torch.tensor([self.lengths[row] for row in index], device=device)
-        segment_T = torch.repeat_interleave(torch.arange(len(index), device=device), lengths_B)
-        positions_T = self.positions_T[index_T]
-        return packed_from(segment_T, positions_T, len(index), self.size, self.has_cls), index_T
+        segment_K = torch.repeat_interleave(torch.arange(len(index), device=device), lengths_B)
+        return _packed(self, index_K, segment_K, self.positions_T[index_K], len(index))
 
     @staticmethod
     def take(hidden_1TD: Tensor, index_T: Tensor) -> Tensor:
@@ -107,11 +134,15 @@ class PackedStream:
         return hidden_1TD[:, index_T]
 
     def spread(self, per_instance: Tensor) -> Tensor:
-        """(B, ...) to (1, T, ...): every token sees its instance's row."""
+        """(B, ...) to (1, T, ...): every token sees its instance's row; (1, 1, ...) for a single instance."""
+        if len(self.lengths) == 1:
+            return per_instance.unsqueeze(0)
         return per_instance[self.segment_T].unsqueeze(0)
 
     def spread_scalar(self, per_instance_B: Tensor) -> Tensor:
         """(B,) to (1, T)."""
+        if len(self.lengths) == 1:
+            return per_instance_B.unsqueeze(0).expand(1, len(self.segment_T))
         return per_instance_B[self.segment_T].unsqueeze(0)
 
     @property
@@ -123,24 +154,47 @@ class PackedStream:
         """Kept tokens per instance."""
         return torch.tensor(self.lengths, device=self.positions_T.device)
 
-    def select(self, keep_T: Tensor) -> tuple[PackedStream, Tensor]:
-        """The stream without the dropped tokens, and the indices of those that stay."""
-        index_K = keep_T.nonzero().squeeze(1)
-        return packed_from(
-            self.segment_T[index_K], self.positions_T[index_K], len(self.lengths), self.size, self.has_cls
-        ), index_K
+    def without_tail(self) -> PackedStream:
+        """The same tokens, not rounded up."""
+        if len(self.segment_T) == self.total:
+            return self
+        segment_K, positions_K = self.segment_T[: self.total], self.positions_T[: self.total]
+        return replace(self, segment_T=segment_K, positions_T=positions_K)
+
+    def select(self, keep_T: Tensor) -> tuple[PackedStream, Tensor | None]:
+        """The stream without the dropped tokens, and the indices of those that stay; None if all do."""
+        index_K = keep_T[: self.total].nonzero().squeeze(1)
+        if len(index_K) == self.total:
+            return self, None
+        return _packed(self, index_K, self.segment_T[index_K], self.positions_T[index_K], len(self.lengths))
 
 
 Stream = MaskedStream | PackedStream
 
 
-def packed_from(
-    segment_T: Tensor, positions_T: Tensor, batch: int, size: int, has_cls: bool = True
-) -> PackedStream:
-    """Derive lengths and starts from the segment of every token (sorted by row)."""
-    lengths_B = torch.bincount(segment_T, minlength=batch)
-    starts_B = lengths_B.cumsum(0) - lengths_B
-    return PackedStream(tuple(lengths_B.tolist()), starts_B, segment_T, positions_T, size, has_cls)
+def _packed(
+    like: PackedStream, index_K: Tensor, segment_K: Tensor, positions_K: Tensor, batch: int
+) -> tuple[PackedStream, Tensor]:
+    """A stream of chosen tokens, sorted by row, and their indices with the tail's."""
+    if batch == 1:
+        lengths, starts_B = (len(index_K),), segment_K.new_zeros(1)
+    else:
+        lengths_B = torch.bincount(segment_K, minlength=batch)
+        lengths, starts_B = tuple(lengths_B.tolist()), lengths_B.cumsum(0) - lengths_B
+    stream = PackedStream(lengths, starts_B, segment_K, positions_K, like.size, like.has_cls, like.rounded)
+    tail = rounded_up(len(index_K)) - len(index_K) if like.rounded else 0
+    if tail == 0:
+        return stream, index_K
+    index_T, segment_T, positions_T = (
+        torch.cat((x, x[-lengths[-1]].expand(tail))) for x in (index_K, segment_K, positions_K)
+    )
+    return replace(stream, segment_T=segment_T, positions_T=positions_T), index_T
+
+
+def rounded_up(rows: int) -> int:
+    """Rows of matrices that kernels are made for: multiples of 4, of more from 512 on (by at most 1/64)."""
+    step = max(4, 1 << (rows.bit_length() - 7)) if rows > 127 else 4
+    return -(-rows // step) * step
 
 
 def begin_masked(valid_BN: Tensor, has_cls: bool = True) -> MaskedStream:
@@ -148,12 +202,16 @@ def begin_masked(valid_BN: Tensor, has_cls: bool = True) -> MaskedStream:
     return MaskedStream(valid_BN, valid_BN.float(), has_cls)
 
 
-def begin_packed(valid_BN: Tensor, has_cls: bool = True) -> tuple[PackedStream, Tensor]:
+def begin_packed(
+    valid_BN: Tensor, has_cls: bool = True, rounded: bool = False
+) -> tuple[PackedStream, Tensor]:
     """A stream without padding, and the flat indices (into B*N) of its tokens."""
     batch, size = valid_BN.shape
-    index_T = valid_BN.flatten().nonzero().squeeze(1)
-    segment_T = torch.div(index_T, size, rounding_mode="floor")
-    return packed_from(segment_T, torch.remainder(index_T, size), batch, size, has_cls), index_T
+    index_K = valid_BN.flatten().nonzero().squeeze(1)
+    segment_K = torch.div(index_K, size, rounding_mode="floor")
+    nothing = index_K[:0]
+    empty = PackedStream((), nothing, nothing, nothing, size, has_cls, rounded)
+    return _packed(empty, index_K, segment_K, torch.remainder(index_K, size), batch)
 
 
 def with_keep(stream: MaskedStream, keep_BN: Tensor) -> MaskedStream:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from smarttrim_cli.trimmers.base import Trimmer
+from smarttrim_cli.trimmers.base import TokenView, Trimmer
 
 
 class SimulatedTrimmer(Trimmer):
@@ -24,6 +24,7 @@ class SimulatedTrimmer(Trimmer):
     def __init__(self, real: Trimmer, random: Trimmer) -> None:
         super().__init__()
         self.real, self.random = real, random
+        self.rewrites, self.relative = real.rewrites, real.relative
 
     def forward(self, *view: Any) -> Tensor:
         """Scores of the random trimmer; the real one's are computed and cancelled."""
@@ -31,8 +32,13 @@ class SimulatedTrimmer(Trimmer):
         drawn: Tensor = self.random(*view)
         return drawn + (scores - scores)
 
+    def rewrite(self, view: TokenView, keep: Tensor) -> Tensor:
+        """Of the real trimmer, given what was kept at random."""
+        return self.real.rewrite(view, keep)
+
     def set_target(self, keep_fraction: float) -> None:
-        """Passed on to the random trimmer."""
+        """Passed on to both."""
+        self.real.set_target(keep_fraction)
         self.random.set_target(keep_fraction)
 
     def fixed_macs(self) -> int:

@@ -8,8 +8,8 @@ Legend: B batch, N tokens, T packed tokens, D width, D' trimmer width, H heads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -32,9 +32,12 @@ class TokenView:
         own_cls_BD: CLS of this stream.
         guide_cls_BD: CLS of the other stream, None under ``self`` guidance.
         stream: ``stream.spread(x)`` turns per-instance rows (B, ...) into per-token rows;
-            ``stream.positions``.
+            ``stream.positions``; in ``masked`` mode ``stream.keep_BN``, what was kept before, in ``packed``
+            mode ``stream.lengths``, tokens per instance.
         instance_ids: Identity of every token's instance, (B, N) or (1, T); integers.
         threshold: What a score must be above for its token to be kept.
+        notes: What a trimmer's ``forward`` leaves for its ``rewrite`` of the same view; empty where decisions
+            are replayed.
     """
 
     tokens: Tensor
@@ -43,6 +46,7 @@ class TokenView:
     stream: _Stream
     instance_ids: Tensor
     threshold: float = 0.0
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,13 @@ class Trimmer(nn.Module):
     Attributes:
         draws: Whether the scores are decisions of their own (random draws, ranks), to which training adds
             no noise.
+        relative: Whether a token's score depends on which other tokens of its instance are left (ranks among
+            them).
         rewrites: Whether kept tokens take something over from dropped ones: :meth:`rewrite` is called.
     """
 
     draws = False
+    relative = False
     rewrites = False
 
     def start_keeping(self, keep_logit: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -36,6 +37,8 @@ def global_guide(mlp: nn.Module, own_cls_BD: Tensor, guide_cls_BD: Tensor | None
 
 def global_score(keyed_guide: Tensor, projected: Tensor) -> Tensor:
     """pi_glob = (g W_k) H'^T, Eq. 5: the keyed guide, spread over its tokens, against (..., D')."""
+    if keyed_guide.numel() == keyed_guide.shape[-1]:  # one instance
+        return F.linear(projected, keyed_guide.view(1, -1)).squeeze(-1)
     return (keyed_guide * projected).sum(-1)
 
 

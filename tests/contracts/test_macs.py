@@ -27,11 +27,12 @@ class Traced(nn.Module):
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         inputs = dict(zip(self.names, tensors, strict=True))
-        forward = self.model(inputs, self.mode, replay=self.replay)
+        forward = self.model(inputs, self.mode, replay=self.replay, log_scores=True)
         if forward.context is None:
             return [forward.output]
         heads = [mask for mask in forward.context.head_log.values() if isinstance(mask, Tensor)]
-        return [forward.output, *heads, *forward.context.cls.values()]
+        scores = [scores for _, scores in forward.context.score_log.values()]
+        return [forward.output, *heads, *scores, *forward.context.cls.values()]
 
 
 def measured(model: TrimmedModel, one: dict[str, Tensor], mode: str, replay: Decisions | None = None) -> int:
@@ -97,8 +98,10 @@ def _trimmer_macs(model: TrimmedModel, log: Decisions) -> list[float]:
         rows = log.copies.get(stream, 1)
         out.append(float(trimmer.fixed_macs() * rows))
         if kind == "token":
-            seen = log.valid[stream] if layer == "0" else log.counts[f"{stream}.{int(layer) - 1}.token"]
-            out[-1] += float(seen.sum()) * trimmer.token_macs()
+            seen = (
+                log.valid[stream].sum(1) if layer == "0" else log.counts[f"{stream}.{int(layer) - 1}.token"]
+            )
+            out[-1] += float(seen.sum()) * trimmer.token_macs() + float((seen**2).sum()) * trimmer.pair_macs()
     return out
 
 

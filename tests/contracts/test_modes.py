@@ -81,7 +81,7 @@ def test_packed_is_masked_with_decisions_of_their_own(variant: Variant, pair: tu
             assert_close(*rows, msg=name)
     assert_close(packed.output[clear_B], masked.output[clear_B], **EXACT)
     changed = (packed.output - model(inputs, "full").output).abs().flatten(1)
-    assert changed.amax(1).min() > 1e-2  # something was dropped
+    assert changed.amax(1).min() > (1e-3 if pair[0] == "tome" else 1e-2)  # something was dropped, or merged
 
 
 def _counts(masked: Forward, packed: Forward, name: str) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from smarttrim_cli.engine.memory import LiveMemory
 from smarttrim_cli.pruning import attention
-from smarttrim_cli.pruning.attention import AttentionState, attend, key_bias
+from smarttrim_cli.pruning.attention import AttentionState, attend, key_bias, masked_sdpa
 from smarttrim_cli.pruning.stream import MaskedStream
 
 B, N, M, H, E = 2, 3, 6, 2, 4
@@ -82,6 +83,32 @@ def test_forward_and_every_gradient_equal_the_plain_formula(unclipped: None, see
         assert_close(one, other, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
     dropped = (keep == 0) & valid
     assert got[3][dropped].abs().min() > 1e-4  # a dropped key learns, too
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_without_a_gradient_for_the_mask_dropped_keys_are_gone(dtype: torch.dtype) -> None:
+    q, k, v = (x.detach().to(dtype) for x in tensors())
+    keep, valid = (x.detach() for x in mask())
+    out = ours(q, k, v, keep, valid)
+    assert out.dtype == dtype
+    atol = 1e-12 if dtype == torch.float64 else 0.03
+    assert_close(out.double(), plain(*tensors(), keep, valid), rtol=0.0, atol=atol)
+    gone = (keep == 0) | ~valid
+    k[gone], v[gone] = k[gone] + 40, v[gone] - 40
+    assert torch.equal(ours(q, k, v, keep, valid), out)
+
+
+def test_no_matrix_of_weights_is_kept_for_the_gradient_of_the_mask() -> None:
+    tokens = 256
+    q, k, v = (torch.randn(1, H, tokens, E, requires_grad=True) for _ in range(3))
+    keep = (torch.arange(tokens) % 2 == 0).float()[None].requires_grad_()
+    stream = MaskedStream(torch.ones(1, tokens, dtype=torch.bool), keep)
+    with LiveMemory() as memory:
+        out = masked_sdpa(Given(q, k, v), q, k, v, stream, training=True)
+        kept = memory.live
+        out.sum().backward()
+    assert kept < H * tokens * tokens * 4 / 4
+    assert keep.grad is not None and keep.grad[keep == 0].abs().min() > 0
 
 
 def test_gradients_of_queries_keys_and_values_by_finite_differences() -> None:

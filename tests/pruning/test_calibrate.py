@@ -26,9 +26,11 @@ def model_and_batches(pair: tuple[str, str]) -> tuple[TrimmedModel, list[SimpleN
 @pytest.mark.parametrize("pair", tiny.pairs(), ids="+".join)
 def test_the_budget_is_met_and_the_threshold_stays(pair: tuple[str, str], target: float) -> None:
     model, batches = model_and_batches(pair)
-    result = calibrate(model, batches, target, tolerance=0.02)
+    # what ranks tokens keeps whole numbers of them: large steps where there are so few
+    tolerance = 0.05 if any(trimmer.relative for trimmer in model.sites.values()) else 0.02
+    result = calibrate(model, batches, target, tolerance=tolerance)
     assert result.reached and result.target == target
-    assert target <= result.speedup <= target * 1.02
+    assert target <= result.speedup <= target * (1 + tolerance)
     assert float(model.threshold) == pytest.approx(result.threshold)
     assert measured_speedup(model, batches) == pytest.approx(result.speedup, rel=1e-6)
 

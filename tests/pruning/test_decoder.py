@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from smarttrim_cli.backbones._coattention import CoAttention
+from smarttrim_cli.pruning import prepared
 from smarttrim_cli.pruning.context import ForwardContext, enter, running
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.decoder import Decoder
@@ -140,6 +141,27 @@ def test_beams_go_on_from_other_beams(mode: str, mask: Tensor | None) -> None:
         whole = torch.cat((hidden[:, :1], hidden[order, 1:2], hidden[:, 2:3]), 1)
         expected = step(decoder, whole, own, cross)[0][:, 2:]
     assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mask", [None, SOME, torch.zeros_like(SOME)], ids=["all", "some", "no heads"])
+def test_writing_on_prepared_weights_is_writing(mask: Tensor | None) -> None:
+    """The packed decoder projects all heads and attends with the kept ones; masks are the reference."""
+    (own, cross), (memory, hidden, valid) = modules(), data()
+
+    def decode(mode: str) -> list[Tensor]:
+        with running(context(mode, mask)):
+            decoder = Decoder("decoder", "vision", enter("vision", memory, valid), BATCH)
+            decoder.caching = True
+            return [x for part in hidden.split([2, 1, 2], 1)[:2] for x in step(decoder, part, own, cross)]
+
+    expected = decode("masked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "MIN_WEIGHTS", 0)
+        for module in (own, cross):
+            prepared.prepare(module)
+    for found, wanted in zip(decode("packed"), expected, strict=True):
+        assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_gradients_reach_the_memorys_mask_and_the_heads() -> None:

@@ -10,6 +10,7 @@ from torchprofile import profile_macs
 
 from smarttrim_cli import registry
 from smarttrim_cli.pruning.stream import begin_masked, begin_packed
+from smarttrim_cli.trimmers._simulated import SimulatedTrimmer
 from smarttrim_cli.trimmers.base import SiteInfo, TokenView, Trimmer
 from tests import tiny
 
@@ -19,7 +20,7 @@ IDS = torch.tensor([11, 5, 1000])
 GUIDES = pytest.mark.parametrize("guide", [0, GUIDE], ids=["self", "cross"])
 
 
-def trimmer_of(name: str, guide: int, layer: int = 1, seed: int = 0) -> Trimmer:
+def trimmer_of(name: str, guide: int, layer: int = 2, seed: int = 0) -> Trimmer:
     plugin = registry.load("trimmers", name)
     kind = "token" if plugin.SCORES == "token" else "cross_head" if guide else "self_head"
     torch.manual_seed(seed)
@@ -64,10 +65,71 @@ def test_token_scores_are_the_same_in_both_modes_and_alone(name: str, guide: int
         assert_close(trimmer(view)[0], masked[index, :length])
 
 
+REWRITING = [name for name in tiny.trimmers("token") if trimmer_of(name, GUIDE).rewrites]
+
+
+@torch.no_grad()
+@GUIDES
+@pytest.mark.parametrize("replayed", [False, True], ids=["own", "replayed"])
+@pytest.mark.parametrize("name", REWRITING)
+def test_rewritten_tokens_are_the_same_in_both_modes_and_alone(name: str, guide: int, replayed: bool) -> None:
+    trimmer = trimmer_of(name, guide)
+    trimmer.set_target(0.5)
+    hidden, other = tensors(guide)
+    masked, packed = masked_view(hidden, other), packed_view(hidden, other)
+    keep = (trimmer(masked) > 0) & VALID
+    if replayed:
+        keep = (torch.rand(B, N, generator=torch.Generator().manual_seed(1)) < 0.5) & VALID
+        keep[:, 0] = True
+    else:
+        trimmer(packed)
+    out = trimmer.rewrite(masked, keep)
+    assert out.shape == hidden.shape
+    assert_close(trimmer.rewrite(packed, keep[VALID][None])[0][keep[VALID]], out[keep])
+    assert not torch.allclose(out[keep], hidden[keep])
+    assert torch.equal(out[:, 0], hidden[:, 0])
+    for index in range(B):
+        length = int(VALID[index].sum())
+        stream = begin_masked(torch.ones(1, length, dtype=torch.bool))
+        row = hidden[index : index + 1, :length]
+        own_guide = None if other is None else other[index : index + 1]
+        view = TokenView(row, row[:, 0], own_guide, stream, stream.spread_scalar(IDS[index : index + 1]))
+        kept = keep[index, :length]
+        assert_close(trimmer.rewrite(view, kept[None])[0][kept], out[index, :length][kept])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", REWRITING)
+def test_nothing_is_rewritten_where_nothing_or_everything_is_dropped(name: str) -> None:
+    trimmer = trimmer_of(name, GUIDE)
+    trimmer.set_target(0.5)
+    hidden, other = tensors(GUIDE)
+    only_cls = torch.zeros_like(VALID)
+    only_cls[:, 0] = True
+    for keep in (VALID, only_cls):
+        assert_close(trimmer.rewrite(masked_view(hidden, other), keep)[keep], hidden[keep])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", tiny.trimmers("token"))
+def test_a_simulated_trimmer_draws_at_random_and_rewrites(name: str) -> None:
+    real, random = trimmer_of(name, GUIDE), trimmer_of("random_token", GUIDE)
+    trimmer = SimulatedTrimmer(real, random)
+    trimmer.set_target(0.5)
+    hidden, other = tensors(GUIDE)
+    view = packed_view(hidden, other)
+    assert_close(trimmer(view), random(view))
+    assert (trimmer.rewrites, trimmer.relative) == (real.rewrites, real.relative)
+    keep = torch.arange(int(VALID.sum()))[None] % 2 == 0
+    assert_close(trimmer.rewrite(view, keep), real.rewrite(view, keep))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", tiny.trimmers("token"))
 def test_a_packed_token_keeps_its_score_when_others_are_gone(name: str) -> None:
     trimmer = trimmer_of(name, GUIDE)
+    if trimmer.relative:
+        pytest.skip("scores are ranks among the tokens that are left")
     trimmer.set_target(0.5)
     hidden, other = tensors(GUIDE)
     whole = packed_view(hidden, other)
@@ -104,7 +166,7 @@ def test_stable_initialisation_keeps_everything(name: str, guide: int) -> None:
         token = registry.load("trimmers", name).SCORES == "token"
         scores = trimmer(masked_view(hidden, other)) if token else trimmer(hidden[:, 0], other, IDS)
         assert scores.min() > 1.0
-        if any(True for _ in trimmer.parameters()):
+        if any(True for _ in trimmer.parameters()) and not getattr(trimmer, "relative", False):
             assert_close(scores, torch.full_like(scores, 3.0), rtol=0.0, atol=1.5)
 
 
@@ -134,10 +196,16 @@ def test_stable_initialisation_leaves_every_parameter_something_to_learn(name: s
     hidden, other = tensors(GUIDE)
     token = registry.load("trimmers", name).SCORES == "token"
     optimizer = torch.optim.SGD(trimmer.parameters(), 0.01)
+    if trimmer.relative:  # it learns from what it drops
+        trimmer.set_target(0.5)
     for _ in range(2):
-        scores = trimmer(masked_view(hidden, other)) if token else trimmer(hidden[:, 0], other, IDS)
+        view = masked_view(hidden, other)
+        scores = trimmer(view) if token else trimmer(hidden[:, 0], other, IDS)
         optimizer.zero_grad()
-        scores.square().sum().backward()
+        loss = scores.clamp(max=100.0).square().sum()
+        if trimmer.rewrites:
+            loss = loss + trimmer.rewrite(view, (scores > 0) & VALID).square().sum()
+        loss.backward()
         optimizer.step()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in trimmer.parameters())
 
@@ -154,7 +222,11 @@ class OneInstance(nn.Module):
         if not self.token:
             return self.trimmer(own, guide, ids)
         stream, _ = begin_packed(torch.ones(tokens_1TD.shape[:2], dtype=torch.bool))
-        return self.trimmer(TokenView(tokens_1TD, own, guide, stream, stream.spread_scalar(ids)))
+        view = TokenView(tokens_1TD, own, guide, stream, stream.spread_scalar(ids))
+        scores = self.trimmer(view)
+        if not self.trimmer.rewrites:
+            return scores
+        return torch.cat((scores.unsqueeze(-1), self.trimmer.rewrite(view, scores > 0)), -1)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -171,8 +243,10 @@ def test_macs_are_those_that_torchprofile_counts(name: str, guide: int) -> None:
             *([torch.randn(1, guide)] if guide else []),
         ]
         counted = profile_macs(OneInstance(trimmer, token), tuple(arguments))
-        stated = trimmer.fixed_macs() + tokens * trimmer.token_macs()
-        if any(True for _ in trimmer.parameters()):
+        stated = trimmer.fixed_macs() + tokens * (trimmer.token_macs() + tokens * trimmer.pair_macs())
+        if trimmer.pair_macs():  # an odd number of tokens makes unequal halves
+            assert abs(stated - counted) <= trimmer.pair_macs()
+        elif any(True for _ in trimmer.parameters()):
             assert counted == stated
         else:  # hashing multiplies a few integers, which no other trimmer of a model would notice
             assert stated == 0 and counted <= 20 * max(tokens, HEADS)

@@ -1,0 +1,110 @@
+"""Weights laid out once for the CPU's matrix kernels, for inference.
+
+torch multiplies float32 matrices on CPUs by a library that lays the weights out anew at every call, which is
+most of the time where tokens are few, and on some processors is slow in itself. oneDNN, which comes with
+torch, takes weights that were laid out before. ``prepare`` swaps the class of every linear layer of a model
+for one that uses it wherever it can be used: on a CPU, in float32, without gradients. Parameters, names and
+files stay as they are; the layout is a copy beside the weights, made at the first use and again when they
+change. Results differ from torch's own by rounding.
+
+Source of the operators: torch's ``aten/src/ATen/native/mkldnn/Linear.cpp``, those of its own CPU inference.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MIN_WEIGHTS = 1 << 12
+"""Smaller layers stay: a call of these kernels takes longer than that of torch's own."""
+
+
+def _operators() -> tuple[Any, Any] | None:
+    try:
+        return torch.ops.mkldnn._linear_pointwise.default, torch.ops.mkldnn._reorder_linear_weight.default
+    except AttributeError:
+        return None
+
+
+_OPERATORS = _operators() if torch.backends.mkldnn.is_available() else None
+
+
+def usable(x: Tensor) -> bool:
+    """Whether prepared kernels can be used here and now; not while a forward is traced, whose MACs count."""
+    return (
+        _OPERATORS is not None
+        and x.device.type == "cpu"
+        and x.dtype is torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and x.numel() > 0
+    )
+
+
+class _Layout:
+    """Weights as oneDNN wants them, and what they were made from."""
+
+    def __init__(self) -> None:
+        self.laid_out: Tensor | None = None
+        self.version: tuple[int, int] | None = None
+
+    def of(self, weight: Tensor) -> Tensor:
+        version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if self.laid_out is None or version != self.version:
+            assert _OPERATORS is not None
+            self.laid_out, self.version = _OPERATORS[1](weight.detach(), None), version
+        return self.laid_out
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Layout:
+        return _Layout()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Layout, ()
+
+
+class PreparedLinear(nn.Linear):
+    """``nn.Linear`` on prepared weights where they can be used; else as it was."""
+
+    _layout: _Layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D')."""
+        if not usable(x):
+            return F.linear(x, self.weight, self.bias)
+        assert _OPERATORS is not None
+        out: Tensor = _OPERATORS[0](x, self._layout.of(self.weight), self.bias, "none", [], "")
+        return out
+
+
+def part_of_linear(linear: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x`` through some rows or columns of a layer's weight, given as a tensor of their own."""
+    if isinstance(linear, PreparedLinear) and usable(x):
+        assert _OPERATORS is not None
+        out: Tensor = _OPERATORS[0](x, weight, bias, "none", [], "")
+        return out
+    return F.linear(x, weight, bias)
+
+
+def prepare(model: nn.Module) -> None:
+    """Let a model's linear layers use prepared weights; idempotent.
+
+    It takes as much memory again as the weights of these layers. Training goes on as before, but layouts made
+    earlier stay in memory: call :func:`restore` first.
+    """
+    for module in model.modules():
+        if type(module) is nn.Linear and module.weight.numel() >= MIN_WEIGHTS:
+            module.__class__ = cast(Any, PreparedLinear)
+            module.__dict__["_layout"] = _Layout()
+
+
+def restore(model: nn.Module) -> None:
+    """Undo :func:`prepare`, and free its memory."""
+    for module in model.modules():
+        if isinstance(module, PreparedLinear):
+            module.__class__ = cast(Any, nn.Linear)
+            del module.__dict__["_layout"]

@@ -1,0 +1,78 @@
+"""Attention within the segments of a packed batch, for segments of different lengths.
+
+On a CPU a loop over the segments is best. On a GPU that would be one launch per segment: there, bfloat16 and
+float16 go to torch's attention for sequences of variable length (FlashAttention), float32 to jagged nested
+tensors.
+
+Legend: T packed queries, S packed keys, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smarttrim_cli.pruning.stream import PackedStream
+
+
+def ragged_attention(
+    q_THE: Tensor, k_SHE: Tensor, v_SHE: Tensor, queries: PackedStream, keys: PackedStream, scale: float
+) -> Tensor:
+    """Attention of every segment's queries to its own keys, (T, H, E)."""
+    if len(queries.lengths) == 1:
+        return _one_segment(q_THE, k_SHE[: keys.total], v_SHE[: keys.total], scale)
+    if q_THE.device.type != "cuda":
+        return by_loop(q_THE, k_SHE, v_SHE, queries, keys, scale)
+    if q_THE.dtype in (torch.bfloat16, torch.float16):
+        return by_variable_length(q_THE, k_SHE, v_SHE, queries, keys, scale)
+    return by_jagged(q_THE, k_SHE, v_SHE, queries, keys, scale)
+
+
+def _one_segment(q_THE: Tensor, k_SHE: Tensor, v_SHE: Tensor, scale: float) -> Tensor:
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_THE, k_SHE, v_SHE))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).squeeze(0).transpose(0, 1)
+
+
+def by_loop(
+    q_THE: Tensor, k_SHE: Tensor, v_SHE: Tensor, queries: PackedStream, keys: PackedStream, scale: float
+) -> Tensor:
+    """One call per segment; any device and type, and what the others are tested against."""
+    parts = zip(q_THE.split(queries.spans), keys.segments(k_SHE, 0), keys.segments(v_SHE, 0), strict=True)
+    return torch.cat([_one_segment(q, k, v, scale) for q, k, v in parts])
+
+
+def by_jagged(
+    q_THE: Tensor, k_SHE: Tensor, v_SHE: Tensor, queries: PackedStream, keys: PackedStream, scale: float
+) -> Tensor:
+    """One call for all segments, as jagged nested tensors; streams must not be rounded up."""
+
+    def nested(x: Tensor, stream: PackedStream) -> Tensor:
+        longest = max(stream.lengths)
+        jagged = torch.nested.nested_tensor_from_jagged(x, stream.offsets, max_seqlen=longest)
+        return jagged.transpose(1, 2)
+
+    out = F.scaled_dot_product_attention(
+        nested(q_THE, queries), nested(k_SHE, keys), nested(v_SHE, keys), scale=scale
+    )
+    return out.transpose(1, 2).values()
+
+
+def by_variable_length(
+    q_THE: Tensor, k_SHE: Tensor, v_SHE: Tensor, queries: PackedStream, keys: PackedStream, scale: float
+) -> Tensor:
+    """One call of FlashAttention for all segments: on a GPU, in bfloat16 or float16; likewise."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    out = varlen_attn(
+        q_THE,
+        k_SHE,
+        v_SHE,
+        queries.offsets.int(),
+        keys.offsets.int(),
+        max(queries.lengths),
+        max(keys.lengths),
+        scale=scale,
+    )
+    assert isinstance(out, Tensor)  # no log-sum-exp was asked for
+    return out

@@ -1,0 +1,95 @@
+"""Prepared weights change nothing but the speed: they are checked in every mode and every form."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from smarttrim_cli.pruning import prepared
+from smarttrim_cli.pruning.prepared import PreparedLinear
+from tests import tiny
+from tests.tiny import Variant
+
+CLOSE = {"rtol": 0.0, "atol": 1e-5}
+
+
+@pytest.fixture(autouse=True)
+def _small_layers_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prepared, "MIN_WEIGHTS", 1)
+    with torch.no_grad():
+        yield
+
+
+def _outputs(model, inputs, mode, **options):
+    return model(inputs, mode, instance_ids=tiny.ids(), **options)
+
+
+@pytest.mark.parametrize("variant", tiny.variants(), ids=str)
+def test_outputs_and_decisions_are_those_of_the_host_kernels(variant: Variant) -> None:
+    model = tiny.attach(variant.build(), "cross_modal", "global_head")
+    inputs = tiny.ragged_inputs(model.backbone)
+    full, packed = _outputs(model, inputs, "full").output, _outputs(model, inputs, "packed", log_scores=True)
+    clear_B = tiny.margin_B(packed.decisions) > 1e-4
+    model.prepare()
+    assert any(isinstance(module, PreparedLinear) for module in model.modules())
+    assert_close(_outputs(model, inputs, "full").output, full, **CLOSE)
+    again = _outputs(model, inputs, "packed")
+    assert_close(again.output[clear_B], packed.output[clear_B], **CLOSE)
+    for name, keep in packed.decisions.keep.items():
+        rows = (
+            tiny.per_instance(packed.decisions, name, x)[clear_B] for x in (keep, again.decisions.keep[name])
+        )
+        assert torch.equal(*rows), name
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("variant", tiny.variants(), ids=str)
+def test_packed_is_masked_with_replayed_decisions(variant: Variant, seed: int) -> None:
+    model = tiny.attach(variant.build(seed), "cross_modal", "global_head")
+    inputs = tiny.ragged_inputs(model.backbone, seed)
+    replay = tiny.random_decisions(model, inputs, seed)
+    masked = model(inputs, "masked", replay=replay)
+    packed = model.prepare()(inputs, "packed", replay=replay)
+    assert_close(packed.output, masked.output, **CLOSE)
+    for name, keep in masked.decisions.keep.items():
+        assert torch.equal(keep, packed.decisions.keep[name]), name
+        assert torch.equal(masked.decisions.counts[name].long(), packed.decisions.counts[name].long()), name
+
+
+@pytest.mark.parametrize("pair", tiny.pairs(), ids="+".join)
+def test_every_trimmer_meets_rounded_streams(pair: tuple[str, str]) -> None:
+    model = tiny.attach(tiny.one_per_form()[0].build(), *pair)
+    inputs = tiny.ragged_inputs(model.backbone)
+    before = _outputs(model, inputs, "packed", log_scores=True)
+    clear_B = tiny.margin_B(before.decisions) > 1e-4
+    after = _outputs(model.prepare(), inputs, "packed", log_scores=True)
+    assert_close(after.output[clear_B], before.output[clear_B], **CLOSE)
+
+
+def test_layouts_follow_the_weights_and_can_be_undone() -> None:
+    model = tiny.attach(tiny.one_per_form()[0].build(), "cross_modal", "global_head")
+    inputs = tiny.ragged_inputs(model.backbone)
+    host = _outputs(model, inputs, "full").output
+    names = list(model.state_dict())
+    _outputs(model.prepare(), inputs, "full")
+    twin = copy.deepcopy(model)
+    assert list(model.state_dict()) == names
+    for parameter in model.parameters():
+        parameter.mul_(0.5)
+    changed = _outputs(model, inputs, "full").output
+    assert not torch.allclose(changed, host)
+    assert_close(_outputs(twin, inputs, "full").output, host, **CLOSE)
+    model.restore()
+    assert not any(isinstance(module, PreparedLinear) for module in model.modules())
+    assert_close(_outputs(model, inputs, "full").output, changed, **CLOSE)
+
+
+def test_gradients_flow_through_a_prepared_model() -> None:
+    model = tiny.attach(tiny.one_per_form()[0].build(), "cross_modal", "global_head").prepare()
+    inputs = tiny.ragged_inputs(model.backbone)
+    with torch.enable_grad():
+        model(inputs, "masked").output.sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.backbone.parameters())
