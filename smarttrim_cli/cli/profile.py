@@ -18,6 +18,7 @@ from smarttrim_cli.cli.common import (
 )
 from smarttrim_cli.cli.console import Console
 from smarttrim_cli.cli.require import enforce, parse_requirements
+from smarttrim_cli.errors import UserError
 
 
 def profile(
@@ -39,6 +40,13 @@ def profile(
         str | None, typer.Option(help="Such as cpu or cuda; default: the best there is.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    host_kernels: Annotated[
+        bool, typer.Option("--host-kernels", help="On a CPU: leave the weights as they are.")
+    ] = False,
+    by_layer: Annotated[bool, typer.Option("--by-layer", help="A table of all layers.")] = False,
+    counts: Annotated[
+        bool, typer.Option("--counts", help="MACs of single instances by three ways of counting.")
+    ] = False,
     require: Require = None,
     as_json: AsJson = False,
     output: Output = None,
@@ -50,6 +58,8 @@ def profile(
     target, overrides = split_target(arguments)
     requirements = parse_requirements(require)
     check_output(output)
+    if counts and not single_instance:
+        raise UserError("--counts is for single instances", where="--counts", hint="add --single-instance")
     from smarttrim_cli.engine.profile import profile as run
 
     result = run(
@@ -62,7 +72,10 @@ def profile(
         sparsity_from=sparsity_from,
         device=device,
         threads=threads,
+        host_kernels=host_kernels,
+        by_layer=by_layer,
         reporter=console,
     )
-    deliver(console, result, render.comparison(result), as_json=as_json, output=output)
+    shown = {name: value for name, value in result.items() if counts or name != "macs_counts"}
+    deliver(console, result, render.comparison(shown), as_json=as_json, output=output)
     enforce(requirements, result)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from smarttrim_cli.cli import render_profile
+from smarttrim_cli.cli.tables import format_value, ratio, table
 
 _COST_WORDS = ("macs", "latency", "memory", "_ms", "param", "seconds", "tokens")
 _COMPARED = ("full", "trimmed")
@@ -18,33 +21,6 @@ def to_json(result: Any) -> str:
     return json.dumps(_plain(result), indent=2, allow_nan=False) + "\n"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Aligned columns under a header and a rule; the first column is flush left, the others flush right."""
-    cells = [list(header), *([format_value(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        right = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        return "  ".join([row[0].ljust(widths[0]), *right]).rstrip()
-
-    return "\n".join([line(cells[0]), line(["-" * width for width in widths]), *map(line, cells[1:])])
-
-
-def format_value(value: Any) -> str:
-    """A cell: numbers with four significant digits, nothing as ``-``."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return "-"
-        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return str(value)
-
-
 def comparison(result: Mapping[str, Any]) -> str:
     """A result of evaluate, profile or summary: full beside trimmed, then the breakdowns, then the rest."""
     full, trimmed = (result.get(name) or {} for name in _COMPARED)
@@ -52,6 +28,7 @@ def comparison(result: Mapping[str, Any]) -> str:
     rows = _rows(full, trimmed, _flat)
     if rows:
         parts.append(table(_HEADER, rows))
+    parts += render_profile.explained(result)
     for name in dict.fromkeys([*_breakdowns(full), *_breakdowns(trimmed)]):
         inner = _rows(full.get(name, {}), trimmed.get(name, {}), _estimates, costs=_is_cost(name))
         parts.append(table((name.replace("_", " "), "full", "trimmed", "ratio"), inner))
@@ -60,7 +37,8 @@ def comparison(result: Mapping[str, Any]) -> str:
     if other_size:
         heading = f"at the same sparsity: {other_size.get('recipe')} (random weights)"
         parts.append(f"{heading}\n{table(_HEADER, _rows(other_size['full'], other_size['trimmed'], _flat))}")
-    shown = (*_COMPARED, "difference", "baselines", "eval", "at_full_size")
+        parts += [other_size["explanation"]] if "explanation" in other_size else []
+    shown = (*_COMPARED, "difference", "baselines", "eval", "at_full_size", *render_profile.EXPLAINED)
     return "\n\n".join([*parts, *_further({n: value for n, value in result.items() if n not in shown})])
 
 
@@ -156,7 +134,7 @@ def _rows(
             name,
             left.get(name),
             right.get(name),
-            None if _is_error(name) else _ratio(left.get(name), right.get(name), costs or _is_cost(name)),
+            None if _is_error(name) else ratio(left.get(name), right.get(name), costs or _is_cost(name)),
         ]
         for name in dict.fromkeys([*left, *right])
     ]
@@ -168,14 +146,6 @@ def _is_error(name: str) -> bool:
 
 def _is_cost(name: str) -> bool:
     return any(word in name for word in _COST_WORDS)
-
-
-def _ratio(full: Any, trimmed: Any, is_cost: bool) -> str | None:
-    """How many times cheaper, or which share is kept."""
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (full, trimmed))
-    if not numbers or not full or not trimmed:
-        return None
-    return f"{full / trimmed:.2f}x" if is_cost else f"{trimmed / full:.1%}"
 
 
 def _further(rest: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from smarttrim_cli.engine.artifact import Bundle, build_task, load_model
 from smarttrim_cli.engine.build import section_of
 from smarttrim_cli.engine.devices import best_device
 from smarttrim_cli.engine.files import check_writable, finite, write_json, write_text
-from smarttrim_cli.engine.inference import Predictions, batches, predict, to_device
+from smarttrim_cli.engine.inference import Predictions, batches, make_ready, predict, to_device
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import find_subject, require_model
 from smarttrim_cli.engine.scores import as_published, collapse_warning, paired, per_pair, score_summary
@@ -64,7 +64,7 @@ def evaluate(
         return _rescore(recipe, from_predictions, split, reporter)
     run = require_model(subject, target)
     bundle = load_model(run.model, section_of(recipe.task), reporter.message)
-    bundle.model.to(best_device())
+    make_ready(bundle.model, best_device())
     for baseline in baselines:
         baseline_trimmers(bundle.model, baseline)
     name = bundle.task.split_name(split or recipe.evaluate.split)
@@ -133,7 +133,7 @@ def _baseline(
     """
     kept = {group: sum(values) / len(values) for group, values in trimmed.kept.items()}
     model = TrimmedModel(bundle.model.backbone, baseline_trimmers(bundle.model, name)).eval()
-    model.to(best_device())
+    make_ready(model, best_device())
     model.set_targets(kept)
     other = Bundle(model, bundle.task, bundle.processor, bundle.config)
     calibration = bundle.task.split_name("calibration")

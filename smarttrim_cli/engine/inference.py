@@ -4,25 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from smarttrim_cli.engine.artifact import Bundle
+from smarttrim_cli.engine.costs import CostLog, add_counts
+from smarttrim_cli.engine.devices import keep_freed_memory
 from smarttrim_cli.engine.loading import Loader
 from smarttrim_cli.engine.report import Reporter
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.pruning.cost import double_counts, full_counts, instance_macs, macs_by_part, start_of
+from smarttrim_cli.pruning.cost import double_counts
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.model import TrimmedModel
-from smarttrim_cli.pruning.objective import kept_fractions, sites_heads
-from smarttrim_cli.pruning.sites import TOKEN, Site
+from smarttrim_cli.pruning.prepared import usable
 from smarttrim_cli.tasks.base import Batch, Record
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
     """Device of the model's parameters."""
     return next(model.parameters()).device
+
+
+def make_ready(model: TrimmedModel, device: torch.device, host_kernels: bool = False) -> str:
+    """Put a model on a device for much inference; on a CPU its weights are laid out for it.
+
+    Args:
+        model: The model. Training it again needs ``model.restore()``.
+        device: Where to.
+        host_kernels: Leave the weights as they are.
+
+    Returns:
+        ``prepared`` or ``host``: which kernels its linear layers will use.
+    """
+    model.to(device)
+    if device.type != "cpu":
+        return "host"
+    keep_freed_memory()
+    if host_kernels:
+        return "host"
+    model.prepare()
+    with torch.no_grad():
+        return "prepared" if usable(torch.zeros(1)) else "host"
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -83,6 +105,7 @@ def predict(
         return predict_in_two_stages(bundle, loader, modes, reporter, label)
     model, device = bundle.model, device_of(bundle.model)
     results = {mode: Predictions() for mode in modes}
+    logs = {mode: CostLog(model, result) for mode, result in results.items()}
     expected = len(loader.dataset)
     with reporter.track(len(loader), label) as tracker:
         for number, batch in enumerate(loader, 1):
@@ -90,10 +113,11 @@ def predict(
             for mode in modes:
                 forward = model(batch.inputs, mode, instance_ids=batch.instance_ids)
                 results[mode].records += bundle.task.predict(forward.output, batch, bundle.processor)
-                if mode != "full":
-                    add_costs(results[mode], model, forward.decisions)
+                if forward.context is not None:
+                    logs[mode].add(forward.context)
             tracker.update(number)
-    for result in results.values():
+    for mode, result in results.items():
+        logs[mode].flush()
         result.skipped = expected - len(result.records)
         if not result.records:
             raise UserError(f"none of the {expected} instances can be used: their images are broken")
@@ -113,28 +137,8 @@ def summed(values: Sequence[float], owners: Sequence[Hashable]) -> list[float]:
 
 
 def add_costs(result: Predictions, model: TrimmedModel, decisions: Decisions) -> None:
-    """Add the costs and kept fractions of a batch."""
-    trimmed_B, full_B = instance_macs(model, decisions)
-    result.macs += trimmed_B.tolist()
-    result.full_macs += full_B.tolist()
-    if decisions.work:
-        pair = (macs_B.tolist() for macs_B in instance_macs(model, decisions, as_published=True))
-        result.published += list(zip(*pair, strict=True))
-    counts = double_counts(model.architecture, decisions)
-    whole = full_counts(model.architecture, start_of(counts))
-    _add_parts(result.parts, macs_by_part(model.architecture, counts, model.sites), len(trimmed_B))
-    _add_parts(result.full_parts, macs_by_part(model.architecture, whole), len(trimmed_B))
-    heads = {
-        name: sites_heads(model, Site.parse(name)) for name in model.sites if Site.parse(name).kind != TOKEN
-    }
-    for group, fraction_B in kept_fractions(decisions, model.groups, heads).items():
-        result.kept.setdefault(group, []).extend(fraction_B.tolist())
-
-
-def _add_parts(sums: dict[str, float], parts: dict[str, Any], batch: int) -> None:
-    for part, macs in parts.items():
-        total = float(macs.sum()) if isinstance(macs, torch.Tensor) else macs * batch
-        sums[part] = sums.get(part, 0.0) + total
+    """Add the costs and kept fractions of one batch; of many, see :class:`CostLog`."""
+    add_counts(result, model, double_counts(model.architecture, decisions))
 
 
 def instances(bundle: Bundle, split: str, limit: int) -> Iterator[Batch]:

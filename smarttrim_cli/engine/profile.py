@@ -1,25 +1,31 @@
-"""Profiling: MACs, latency and memory of full and trimmed model, on the same instances, interleaved."""
+"""Profiling: MACs, latency and memory of full and trimmed model, on the same instances, interleaved.
+
+What is reported of the measurements is made in :mod:`.profile_report`; where the time goes is measured in
+passes of their own, by :mod:`.breakdown`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from smarttrim_cli.engine.artifact import load_model, parameter_count
+from smarttrim_cli.engine.artifact import load_model
+from smarttrim_cli.engine.breakdown import breakdown
 from smarttrim_cli.engine.build import build, section_of
+from smarttrim_cli.engine.costs import add_counts
 from smarttrim_cli.engine.devices import best_device, describe_environment, synchronize
-from smarttrim_cli.engine.inference import Predictions, add_costs, batches, to_device
+from smarttrim_cli.engine.flops import flop_counter_macs
+from smarttrim_cli.engine.inference import Predictions, batches, make_ready, to_device
 from smarttrim_cli.engine.macs import measured_macs
 from smarttrim_cli.engine.memory import peak_activation_bytes
+from smarttrim_cli.engine.profile_report import Measured, for_summary, layer_table, make_report
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import Run, Subject, find_subject, require_model
-from smarttrim_cli.engine.scores import as_published
 from smarttrim_cli.engine.simulate import (
     apply_targets,
     measured_kept,
@@ -27,20 +33,12 @@ from smarttrim_cli.engine.simulate import (
     simulated_trimmers,
 )
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.cost import double_counts
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.tasks.base import Batch
 
 WARMUP = 3
 REPEATS = 3
-_EVALUATED = ("gmacs", "gmacs_from", "gmacs_by_part", "kept")
-
-
-@dataclass
-class Measured:
-    """Per-instance (or per-batch) measurements of one mode; milliseconds and MACs."""
-
-    latency: list[float] = field(default_factory=list)
-    macs: list[int] = field(default_factory=list)
 
 
 def profile(
@@ -54,6 +52,8 @@ def profile(
     sparsity_from: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    host_kernels: bool = False,
+    by_layer: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Measure a run, or a recipe with random weights.
@@ -69,13 +69,18 @@ def profile(
             summary gets the result as ``at_full_size``.
         device: Such as ``cpu`` or ``cuda``; None for the best there is.
         threads: CPU threads.
+        host_kernels: On a CPU, leave the weights as they are, instead of laying them out for inference.
+        by_layer: Add a row per layer.
         reporter: Receives messages and progress.
 
     Returns:
         ``full`` and ``trimmed`` with ``gmacs``, ``gmacs_by_part``, ``latency_ms`` (mean, p50, p95),
         ``peak_memory_mb``, ``parameters``, and where text is generated ``gmacs_as_published`` (keys and
         values of the image projected for every beam and step, as the official code does);
-        ``speedup.macs``, ``speedup.latency``; ``distribution`` over instances; ``environment``.
+        ``speedup.macs``, ``speedup.latency``; ``distribution`` over instances; ``environment``, with
+        ``kernels`` (``prepared`` or ``host``); ``breakdown``, milliseconds of a pass by part of the work,
+        which ``explanation`` puts into words; for single instances ``macs_counts``, GMACs by who counts;
+        with ``by_layer`` ``layers``.
     """
     reporter = reporter or SilentReporter()
     if threads is not None:
@@ -87,14 +92,14 @@ def profile(
     size = 1 if single_instance else batch_size or subject.recipe.evaluate.batch_size
     kept = measured_kept(sparsity_from) if sparsity_from else None
     model, data, run = _subject_model(subject, target, random_weights, kept, num_instances, size, reporter)
-    model.to(where)
+    kernels = make_ready(model, where, host_kernels)
     data = [to_device(batch, where) for batch in data]
-    report = _measure(model, data, size == 1, where, reporter)
-    report["environment"] = describe_environment(where)
+    report = _measure(model, data, size == 1, by_layer, where, reporter)
+    report["environment"] = {**describe_environment(where), "kernels": kernels}
     report["simulated_decisions"] = run is None
     report["recipe"] = target or subject.recipe.output_dir
     if run is not None and single_instance and not overrides:
-        run.merge_summary(_for_summary(report, run.summary()))
+        run.merge_summary(for_summary(report, run.summary()))
     if sparsity_from is not None and single_instance:
         Run(Path(sparsity_from)).merge_summary({"at_full_size": report})
     return report
@@ -140,12 +145,16 @@ def _subject_model(
 
 
 def _measure(
-    model: TrimmedModel, data: list[Batch], single: bool, device: torch.device, reporter: Reporter
+    model: TrimmedModel,
+    data: list[Batch],
+    single: bool,
+    by_layer: bool,
+    device: torch.device,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     modes = ("full", "packed") if model.sites else ("full",)
     measured = {mode: Measured() for mode in modes}
-    costs = Predictions()
-    memory = dict.fromkeys(modes, 0)
+    costs, counts = Predictions(), []
     with torch.inference_mode(), reporter.track(len(data), "profiling") as tracker:
         for batch in data[:WARMUP]:
             for mode in modes:
@@ -153,13 +162,22 @@ def _measure(
         for number, batch in enumerate(data, 1):
             for mode in modes:
                 measured[mode].latency.append(_latency(model, batch, mode, device))
-            add_costs(costs, model, model(batch.inputs, "packed", instance_ids=batch.instance_ids).decisions)
+            forward = model(batch.inputs, "packed", instance_ids=batch.instance_ids)
+            counts.append(double_counts(model.architecture, forward.decisions))
+            add_counts(costs, model, counts[-1])
             tracker.update(number)
+        times = breakdown(model, data, modes, device)
         for mode in modes:
-            memory[mode] = max(_memory(model, batch, mode) for batch in data[:8])
+            measured[mode].times = times[mode]
+        model.restore()  # what follows counts operators and their memory, and does not know prepared kernels
+        for mode in modes:
+            measured[mode].memory = max(_memory(model, batch, mode) for batch in data[:8])
     if single:
-        _count(model, data, measured, modes, reporter)
-    return _report(model, measured, costs, memory, data, single)
+        _count(model, data, measured, reporter)
+    report = make_report(model, measured, costs, 1 if single else len(data[0]))
+    if by_layer:
+        report["layers"] = layer_table(model, counts, measured)
+    return report
 
 
 def _latency(model: TrimmedModel, batch: Batch, mode: str, device: torch.device) -> float:
@@ -178,88 +196,10 @@ def _memory(model: TrimmedModel, batch: Batch, mode: str) -> int:
     return peak_activation_bytes(lambda: model(batch.inputs, mode, instance_ids=batch.instance_ids))
 
 
-def _count(
-    model: TrimmedModel,
-    data: list[Batch],
-    measured: dict[str, Measured],
-    modes: tuple[str, ...],
-    reporter: Reporter,
-) -> None:
+def _count(model: TrimmedModel, data: list[Batch], measured: dict[str, Measured], reporter: Reporter) -> None:
     with reporter.track(len(data), "counting MACs") as tracker:
         for number, batch in enumerate(data, 1):
-            for mode in modes:
-                measured[mode].macs.append(measured_macs(model, batch.inputs, mode, batch.instance_ids))
+            for mode, one in measured.items():
+                one.macs.append(measured_macs(model, batch.inputs, mode, batch.instance_ids))
+                one.flops.append(flop_counter_macs(model, batch.inputs, mode, batch.instance_ids))
             tracker.update(number)
-
-
-def _report(
-    model: TrimmedModel,
-    measured: dict[str, Measured],
-    costs: Predictions,
-    memory: dict[str, int],
-    data: list[Batch],
-    single: bool,
-) -> dict[str, Any]:
-    count = len(costs.macs)
-    report: dict[str, Any] = {
-        "instances": count,
-        "batch_size": 1 if single else len(data[0]),
-        "full": _side(measured["full"], costs.full_macs, memory["full"], parameter_count(model.backbone)),
-    }
-    report["full"]["gmacs_by_part"] = {part: macs / count / 1e9 for part, macs in costs.full_parts.items()}
-    report["full"] |= as_published(costs, full=True)
-    if "packed" not in measured:
-        return report
-    parameters = parameter_count(model.backbone) + parameter_count(model.trimmers)
-    trimmed = _side(measured["packed"], costs.macs, memory["packed"], parameters)
-    trimmed["gmacs_by_part"] = {part: macs / count / 1e9 for part, macs in costs.parts.items()}
-    trimmed |= as_published(costs, full=False)
-    trimmed["kept"] = {group: sum(values) / len(values) for group, values in costs.kept.items()}
-    report["trimmed"] = trimmed
-    full_latency, latency = measured["full"].latency, measured["packed"].latency
-    report["speedup"] = {
-        "macs": report["full"]["gmacs"] / trimmed["gmacs"],
-        "latency": sum(full_latency) / sum(latency),
-        "latency_p50": report["full"]["latency_ms"]["p50"] / trimmed["latency_ms"]["p50"],
-    }
-    report["speedup"]["realised"] = report["speedup"]["latency"] / report["speedup"]["macs"]
-    ratios = [full / own for full, own in zip(costs.full_macs, costs.macs, strict=True)]
-    report["distribution"] = {
-        "macs_reduction": _percentiles(ratios),
-        "latency_ms": _percentiles(latency),
-    }
-    return report
-
-
-def _side(measured: Measured, analytic: list[float], memory: int, parameters: int) -> dict[str, Any]:
-    """One column of the table. GMACs are torchprofile's where they were counted, else the cost model's."""
-    exact = measured.macs or analytic
-    side: dict[str, Any] = {
-        "gmacs": sum(exact) / len(exact) / 1e9,
-        "gmacs_from": "torchprofile" if measured.macs else "cost model",
-        "latency_ms": {"mean": float(np.mean(measured.latency)), **_percentiles(measured.latency, (50, 95))},
-        "peak_memory_mb": memory / 2**20,
-        "parameters": parameters,
-    }
-    if measured.macs:
-        side["gmacs_cost_model"] = sum(analytic) / len(analytic) / 1e9
-    return side
-
-
-def _percentiles(values: list[float], at: Sequence[int] = (5, 25, 50, 75, 95)) -> dict[str, float]:
-    return {f"p{p}": float(np.percentile(values, p)) for p in at}
-
-
-def _for_summary(report: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
-    """What goes into the run's summary; an evaluation there keeps the word on MACs and kept fractions."""
-    evaluated = "split" in summary
-    named = ("instances", "batch_size", "distribution", "environment")
-    sides: dict[str, Any] = {"profile": {key: report[key] for key in named if key in report}}
-    for name in ("full", "trimmed"):
-        if name in report:
-            side = {**report[name], "gmacs_torchprofile": report[name]["gmacs"]}
-            sides[name] = {key: value for key, value in side.items() if not (evaluated and key in _EVALUATED)}
-    if "speedup" in report:
-        speedup = {**report["speedup"], "macs_torchprofile": report["speedup"]["macs"]}
-        sides["speedup"] = {key: value for key, value in speedup.items() if not (evaluated and key == "macs")}
-    return sides

@@ -105,7 +105,7 @@ class ForwardContext:
             self.streams[stream] = begin_masked(valid_BN, cls)
             return hidden_BND
         self.streams[stream], index_T = begin_packed(valid_BN, cls, self.rounded)
-        return hidden_BND.flatten(0, 1)[index_T].unsqueeze(0)
+        return hidden_BND.flatten(0, 1).index_select(0, index_T).unsqueeze(0)
 
     def trim(self, layers: Mapping[str, tuple[int, Tensor]]) -> dict[str, Tensor]:
         """Decide and apply the sites at the input of the layers that run next."""
@@ -187,7 +187,7 @@ class ForwardContext:
             return stream, hidden
         if trimmer.rewrites:
             tokens = trimmer.rewrite(view, kept_T[None])
-        return packed, tokens[:, index_T]
+        return packed, tokens.index_select(1, index_T)
 
     def _token_mask(self, site: Site, trimmer: Any, view: TokenView, stream: Stream) -> Tensor:
         """What a site decides or repeats: float straight-through (B, N), or boolean (T,) where packed."""

@@ -83,17 +83,14 @@ class TrimmedModel(nn.Module):
         self.prepared = False
 
     def prepare(self) -> TrimmedModel:
-        """Lay the backbone's weights out for inference on a CPU: see :mod:`.prepared`.
-
-        Outputs change by rounding. Trimmers are too small to gain by it.
-        """
-        prepare(self.backbone)
+        """Lay weights out for inference on a CPU: see :mod:`.prepared`. Outputs change by rounding."""
+        prepare(self)
         self.prepared = True
         return self
 
     def restore(self) -> None:
         """Undo :meth:`prepare`."""
-        restore(self.backbone)
+        restore(self)
         self.prepared = False
 
     @property

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MIN_WEIGHTS = 1 << 12
-"""Smaller layers stay: a call of these kernels takes longer than that of torch's own."""
+MIN_WEIGHTS = 1 << 18
+MIN_MACS = 1 << 24
+"""A call of these kernels takes longer than one of torch's own: many weights or much work must pay for it."""
 
 
 def _operators() -> tuple[Any, Any] | None:
@@ -74,7 +75,9 @@ class PreparedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D')."""
-        if not usable(x):
+        weights = self.weight.numel()
+        large = weights >= MIN_WEIGHTS or x.numel() * self.out_features >= MIN_MACS
+        if not large or not usable(x):
             return F.linear(x, self.weight, self.bias)
         assert _OPERATORS is not None
         out: Tensor = _OPERATORS[0](x, self._layout.of(self.weight), self.bias, "none", [], "")
@@ -97,7 +100,7 @@ def prepare(model: nn.Module) -> None:
     earlier stay in memory: call :func:`restore` first.
     """
     for module in model.modules():
-        if type(module) is nn.Linear and module.weight.numel() >= MIN_WEIGHTS:
+        if type(module) is nn.Linear:
             module.__class__ = cast(Any, PreparedLinear)
             module.__dict__["_layout"] = _Layout()
 

@@ -115,7 +115,7 @@ class PackedStream:
         """CLS of every row."""
         if not self.has_cls:
             return torch.stack([rows.mean(0) for rows in self.segments(hidden_1TD[0], 0)])
-        return hidden_1TD[:, 0] if len(self.lengths) == 1 else hidden_1TD[0, self.starts_B]
+        return hidden_1TD[:, 0] if len(self.lengths) == 1 else hidden_1TD[0].index_select(0, self.starts_B)
 
     def rows(self, index: Sequence[int]) -> tuple[PackedStream, Tensor]:
         """Some of the rows, in the order given, and what ``take`` needs to do the same to hidden states."""
@@ -131,19 +131,19 @@ class PackedStream:
     @staticmethod
     def take(hidden_1TD: Tensor, index_T: Tensor) -> Tensor:
         """Hidden states of chosen tokens."""
-        return hidden_1TD[:, index_T]
+        return hidden_1TD.index_select(1, index_T)
 
     def spread(self, per_instance: Tensor) -> Tensor:
         """(B, ...) to (1, T, ...): every token sees its instance's row; (1, 1, ...) for a single instance."""
         if len(self.lengths) == 1:
             return per_instance.unsqueeze(0)
-        return per_instance[self.segment_T].unsqueeze(0)
+        return per_instance.index_select(0, self.segment_T).unsqueeze(0)
 
     def spread_scalar(self, per_instance_B: Tensor) -> Tensor:
         """(B,) to (1, T)."""
         if len(self.lengths) == 1:
             return per_instance_B.unsqueeze(0).expand(1, len(self.segment_T))
-        return per_instance_B[self.segment_T].unsqueeze(0)
+        return per_instance_B.index_select(0, self.segment_T).unsqueeze(0)
 
     @property
     def positions(self) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smarttrim_cli.cli import render
+from smarttrim_cli.cli import render, tables
 from smarttrim_cli.cli.console import Console, format_fields
 
 
@@ -30,7 +30,7 @@ def test_comparison_has_full_beside_trimmed_and_breakdowns() -> None:
 
 
 def test_columns_are_aligned() -> None:
-    lines = render.table(("name", "value"), [("a", 1), ("longer", None)]).splitlines()
+    lines = tables.table(("name", "value"), [("a", 1), ("longer", None)]).splitlines()
     assert lines == ["name    value", "------  -----", "a           1", "longer      -"]
 
 
@@ -46,7 +46,7 @@ def test_columns_are_aligned() -> None:
     ],
 )
 def test_values(value: object, text: str) -> None:
-    assert render.format_value(value) == text
+    assert tables.format_value(value) == text
 
 
 def test_json_takes_numpy_paths_and_infinity() -> None:
@@ -86,3 +86,44 @@ def test_fields() -> None:
     assert format_fields({"loss": 0.123456, "phase": "warm-up"}) == "loss=0.1235 phase=warm-up"
     kept = {"kept/token.text": 0.8, "target/token.text": 0.75}
     assert format_fields(kept) == "kept/token.text=0.8 (target 0.75)"
+
+
+def test_a_profile_explains_itself() -> None:
+    sides = {"full": {"trimmers": 0.0, "attention": 8.0}, "trimmed": {"trimmers": 1.0, "attention": 3.0}}
+    layer = {
+        "stream": "vision",
+        "layer": 3,
+        "tokens_in": 100.0,
+        "tokens_kept": 61.5,
+        "heads": {"self_head": {"kept": 8.25, "of": 12}, "cross_head": {"kept": 12.0, "of": 12}},
+        "gmacs": {"full": 2.0, "trimmed": 0.5},
+        "ms": {"full": 20.0, "trimmed": 7.0},
+    }
+    result = {
+        "full": {"gmacs": 2.0},
+        "trimmed": {"gmacs": 1.0},
+        "explanation": "2.00x fewer MACs became 1.60x less time",
+        "breakdown": sides,
+        "layers": [layer],
+        "macs_counts": {"full": {"cost_model": 2.0}, "trimmed": {"cost_model": 0.8}},
+    }
+    lines = render.comparison(result).splitlines()
+    assert lines[4] == "2.00x fewer MACs became 1.60x less time"
+    assert lines[2].split() == ["gmacs", "2", "1", "2.00x"]
+    assert lines[8].split() == ["trimmers", "0", "1", "-", "25.0%"]
+    assert lines[9].split() == ["attention", "8", "3", "2.67x", "75.0%"]
+    assert lines[13].split() == ["vision.3", "100", "61.5", "8.25/12", "12/12", "2", "0.5", "20", "7"]
+    assert lines[17].split() == ["cost_model", "2", "0.8", "2.50x"]
+    assert len(lines) == 18
+
+
+def test_a_profile_of_a_model_without_trimmers() -> None:
+    result = {"full": {"gmacs": 2.0}, "breakdown": {"full": {"attention": 8.0}}}
+    assert render.comparison(result).splitlines()[-1].split() == ["attention", "8", "-", "-", "100.0%"]
+
+
+def test_a_summary_has_the_explanation_at_full_size() -> None:
+    sides = {"full": {"gmacs": 2.0}, "trimmed": {"gmacs": 1.0}}
+    other = {**sides, "recipe": "r", "explanation": "1.9x less time", "breakdown": {"full": {"rest": 1.0}}}
+    text = render.comparison({**sides, "at_full_size": other})
+    assert text.splitlines()[-1] == "1.9x less time" and "rest" not in text

@@ -105,7 +105,20 @@ def test_profile_defaults(fake_engine: Install) -> None:
         "sparsity_from": None,
         "device": None,
         "threads": None,
+        "host_kernels": False,
+        "by_layer": False,
     }
+
+
+def test_profile_shows_counts_when_asked(fake_engine: Install) -> None:
+    counted = {"full": {"cost_model": 2.0}, "trimmed": {"cost_model": 0.8}}
+    engine = Recorder({**RESULT, "macs_counts": counted})
+    fake_engine("profile", engine)
+    assert "cost_model" not in run("profile", "--single-instance", "--by-layer", "--host-kernels").stdout
+    assert engine.arguments["by_layer"] and engine.arguments["host_kernels"]
+    assert "cost_model" in run("profile", "--single-instance", "--counts").stdout
+    assert json.loads(run("profile", "--json").stdout)["macs_counts"] == counted
+    assert "add --single-instance" in run("profile", "--counts", code=2).stderr
 
 
 def test_visualize_and_export(fake_engine: Install) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from smarttrim_cli.engine.breakdown import PARTS as PARTS_OF_WORK
 from smarttrim_cli.engine.profile import profile
+from smarttrim_cli.engine.profile_report import explanation
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.errors import UserError
 from tests.engine.tiny_run import recipe_file, tree
@@ -115,3 +117,84 @@ def test_mistakes(trained: Path, tmp_path: Path) -> None:
         profile(str(tmp_path))
     with pytest.raises(UserError, match="not a run with a summary"):
         profile(str(trained), random_weights=True, sparsity_from=str(tmp_path))
+
+
+def test_a_report_explains_itself(trained: Path) -> None:
+    report = profile(str(trained), single_instance=True, num_instances=3, device="cpu", by_layer=True)
+    breakdown = report["breakdown"]
+    assert set(breakdown) == {"full", "trimmed"}
+    assert set(breakdown["full"]) == set(breakdown["trimmed"]) == set(PARTS_OF_WORK)
+    for side, parts in breakdown.items():  # generous: a pass under the stopwatch, on a machine that is busy
+        assert 0.2 < sum(parts.values()) / report[side]["latency_ms"]["p50"] < 5
+    assert report["explanation"].startswith(f"{report['speedup']['macs']:.2f}x fewer MACs became ")
+    assert "trimmers take" in report["explanation"]
+    assert report["environment"]["kernels"] == "prepared"
+
+
+def test_three_ways_of_counting(trained: Path) -> None:
+    report = profile(str(trained), single_instance=True, num_instances=3, device="cpu", host_kernels=True)
+    assert report["environment"]["kernels"] == "host"
+    assert set(report["macs_counts"]) == {"full", "trimmed"}
+    for side, counts in report["macs_counts"].items():
+        assert counts["torchprofile"] == report[side]["gmacs"]
+        assert counts["cost_model"] == report[side]["gmacs_cost_model"]
+    full = report["macs_counts"]["full"]
+    # norms, which the flop counter does not see, are a part of a model as narrow as this one
+    assert 0.9 * full["torchprofile"] < full["flop_counter"] < full["torchprofile"]
+    assert "macs_counts" not in profile(str(trained), num_instances=4, batch_size=2, device="cpu")
+
+
+def test_layer_by_layer(trained: Path) -> None:
+    report = profile(str(trained), num_instances=6, batch_size=3, device="cpu", by_layer=True)
+    rows = {(row["stream"], row["layer"]): row for row in report["layers"]}
+    assert set(rows) == {(stream, layer) for stream in ("text", "vision") for layer in range(3)}
+    assert "layers" not in profile(str(trained), num_instances=2, batch_size=2, device="cpu")
+    for (stream, layer), row in rows.items():
+        assert row["tokens_kept"] <= row["tokens_in"]
+        if layer:
+            assert row["tokens_in"] == rows[stream, layer - 1]["tokens_kept"]
+        assert set(row["heads"]) == ({"self_head", "cross_head"} if layer == 2 else {"self_head"})
+        assert all(0 <= one["kept"] <= one["of"] == 4 for one in row["heads"].values())
+        assert row["ms"]["full"] > 0 and row["ms"]["trimmed"] > 0
+    assert rows["vision", 0]["tokens_in"] == (32 // 8) ** 2 + 1
+    encoder = sum(row["gmacs"]["full"] for row in rows.values() if row["part"] == "text_encoder")
+    embedding = 32 * rows["text", 0]["tokens_in"] / 1e9  # a norm of the embeddings
+    assert encoder + embedding == pytest.approx(report["full"]["gmacs_by_part"]["text_encoder"])
+    layers = sum(row["gmacs"]["trimmed"] for row in rows.values())
+    parts = report["trimmed"]["gmacs_by_part"]
+    assert parts["trimmers"] < layers < sum(parts.values())
+
+
+def test_explanation() -> None:
+    speedup = {"macs": 2.5, "latency": 2.0, "realised": 0.8}
+    full = {
+        "trimmers": 0.0,
+        "gathers": 0.0,
+        "attention": 30.0,
+        "projections": 40.0,
+        "mlps": 99.0,
+        "rest": 1.0,
+    }
+    trimmed = {
+        "trimmers": 5.0,
+        "gathers": 2.0,
+        "attention": 10.0,
+        "projections": 20.0,
+        "mlps": 61.0,
+        "rest": 2.0,
+    }
+    said = "2.50x fewer MACs became 2.00x less time: 0.80 of what they promise; trimmers take 5.0%, "
+    said += "gathers take 2.0%, attention 3.00x less, projections 2.00x less, MLPs 1.62x less, "
+    said += "the rest 2.00x more"
+    assert explanation(speedup, {"full": full, "trimmed": trimmed}) == said
+
+
+def test_a_model_without_trimmers(trained: Path, tmp_path: Path) -> None:
+    overrides = ["pruning=null", f"output_dir={tmp_path / 'nothing'}"]
+    recipe = str(recipe_file(tmp_path))
+    report = profile(
+        recipe, overrides=overrides, random_weights=True, num_instances=2, single_instance=True, by_layer=True
+    )
+    assert "trimmed" not in report and "explanation" not in report
+    assert set(report["breakdown"]) == set(report["macs_counts"]) == {"full"}
+    assert all(set(row["ms"]) == {"full"} for row in report["layers"])

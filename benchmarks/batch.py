@@ -1,0 +1,114 @@
+"""How much time fewer MACs save in batches of different instances: ``python benchmarks/batch.py``.
+
+Models, trimmers and words are those of ``benchmarks/latency.py``. All instances of a batch differ, and so do
+the numbers of tokens and the heads they keep; what is kept of a batch lies end to end, without padding.
+``each alone`` runs the instances one by one. It prints a table and writes ``docs/results/batch.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from _full_size import (
+    RESULTS,
+    TINY,
+    backbone_of,
+    examples,
+    interleaved,
+    joined,
+    macs,
+    ratio,
+    recipe_of,
+    start,
+    trimmed_model,
+    write,
+)
+
+from smarttrim_cli.pruning.model import TrimmedModel
+
+SPEEDUPS = (2.0, 2.5, 3.0)
+BATCHES = (8, 32)
+
+
+def batches(
+    name: str, sizes: tuple[int, ...], speedups: tuple[float, ...], rounds: int, *overrides: str
+) -> Any:
+    """Times of every batch size for one backbone."""
+    recipe = recipe_of(name, *overrides)
+    backbone = backbone_of(recipe)
+    fit = joined(examples(backbone, 4, 100))
+    models: dict[str, TrimmedModel] = {f"{s}x": trimmed_model(recipe, backbone, s, fit) for s in speedups}
+    for speedup in speedups:
+        models[f"tokens {speedup}x"] = trimmed_model(
+            recipe, backbone, speedup, fit, lambda group: group.startswith("token")
+        )
+    for model in models.values():
+        model.prepare()
+    return {str(size): _one_size(models, examples(backbone, size), rounds) for size in sizes}
+
+
+def _one_size(
+    models: dict[str, TrimmedModel], instances: list[dict[str, Any]], rounds: int
+) -> dict[str, Any]:
+    inputs = joined(instances)
+    first = next(iter(models.values()))
+    variants: dict[str, Callable[[int], Any]] = {"full": lambda i: first(inputs, "full")}
+    for label, model in models.items():
+        variants[label] = lambda i, model=model: model(inputs, "packed")
+    label, model = next(iter(models.items()))
+    variants[f"{label}, each alone"] = lambda i: [model(one, "packed") for one in instances]
+    times = interleaved(variants, 1, rounds)
+    rows = {}
+    for label in variants:
+        row = {"ms": statistics.median(times[label]), "speedup": ratio(times["full"], times[label])}
+        if label != "full":
+            chosen = models[label.removesuffix(", each alone")]
+            trimmed, full = macs(chosen, inputs)
+            row |= {"gmacs": trimmed, "macs": full / trimmed, "promise": row["speedup"] * trimmed / full}
+            row["kept_tokens"] = _spread(chosen, inputs)
+        rows[label] = row
+    return rows
+
+
+@torch.no_grad()
+def _spread(model: TrimmedModel, inputs: dict[str, Any]) -> dict[str, float]:
+    """Fewest and most image tokens that an instance keeps, mean over the layers."""
+    counts = model(inputs, "packed").decisions.counts
+    kept_B = torch.stack(
+        [v.float() for k, v in counts.items() if k.startswith("vision") and "token" in k]
+    ).mean(0)
+    return {"fewest": float(kept_B.min()), "most": float(kept_B.max())}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", choices=("meter", "blip"), action="append")
+    parser.add_argument("--batch-size", type=int, action="append")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="tiny models: does everything run?")
+    parser.add_argument("--output", type=Path, default=RESULTS / "batch.json")
+    args = parser.parse_args()
+    report: dict[str, Any] = {"environment": start(args.threads), "backbones": {}}
+    for name in args.backbone or ("meter", "blip"):
+        if args.quick:
+            found = batches(name, (3,), (1.3,), 1, *TINY[name])
+        else:
+            found = batches(name, tuple(args.batch_size or BATCHES), SPEEDUPS, args.rounds)
+        report["backbones"][name] = found
+        for size, rows in found.items():
+            print(f"\n{name}, batch of {size}\n{'':20s}{'ms':>10s}{'time':>8s}{'MACs':>8s}{'promise':>9s}")
+            for label, row in rows.items():
+                rest = f"{row['macs']:7.2f}x{row['promise']:9.2f}" if "macs" in row else ""
+                print(f"{label:20s}{row['ms']:10.1f}{row['speedup']:7.2f}x{rest}")
+    write(args.output, report)
+
+
+if __name__ == "__main__":
+    main()
