@@ -130,7 +130,7 @@ def single(
     )
     variants: dict[str, Run] = {"full": lambda i: plain(instances[i], "full")}
     for label, model in models.items():
-        model.prepared = True
+        model.prepare()
         variants[label] = lambda i, model=model: model(instances[i], "packed")
         if label in ("keep all", *(f"{speedup}x" for speedup in speedups)):
             taken = _decisions(model, instances)

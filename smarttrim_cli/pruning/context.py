@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from smarttrim_cli.pruning.attention import AttentionState
+from smarttrim_cli.pruning.cls_mlps import JointMlps
 from smarttrim_cli.pruning.decisions import Decisions, keep_grid, unpack
 from smarttrim_cli.pruning.gumbel import gumbel_sigmoid, hard_mask, logistic_noise, straight_through
 from smarttrim_cli.pruning.sites import TOKEN, Architecture, AttentionSpec, LayerSpec, Site
@@ -63,6 +64,7 @@ class ForwardContext:
         instance_ids_B: Identity of the instances, for trimmers that draw at random.
         log_scores: Keep the scores of every site in the decisions.
         rounded: Round packed tokens up, see :class:`PackedStream`.
+        joint: Runs the CLS MLPs of a layer's trimmers as one; None runs each trimmer by itself.
         copies: Rows per instance of every stream.
         repeated: Rows that stand for one that was paid for, while several texts look at one image.
         work: What decoders have done, per instance.
@@ -80,6 +82,8 @@ class ForwardContext:
     instance_ids_B: Tensor | None = None
     log_scores: bool = False
     rounded: bool = False
+    joint: JointMlps | None = None
+    from_cls: dict[str, Tensor] = field(default_factory=dict)
     streams: dict[str, Stream] = field(default_factory=dict)
     cls: dict[str, Tensor] = field(default_factory=dict)
     attention: dict[str, AttentionState] = field(default_factory=dict)
@@ -196,7 +200,8 @@ class ForwardContext:
             if isinstance(stream, PackedStream):
                 return replayed[stream.segment_T, stream.positions_T]
             return replayed.to(view.tokens.dtype)
-        scores = trimmer(view)
+        from_cls = self.from_cls.get(site.name)
+        scores = trimmer(view) if from_cls is None else trimmer.score(view, from_cls)
         if self.log_scores:
             self.score_log[site.name] = (stream, scores.detach())
         if isinstance(stream, PackedStream):
@@ -204,6 +209,10 @@ class ForwardContext:
         return self._decide(scores, trimmer.draws)
 
     def _decide_heads(self, spec: LayerSpec) -> dict[str, Tensor | None]:
+        if self.joint is not None and self.replay is None:
+            sites = (Site(spec.stream, spec.index, kind).name for kind in spec.kinds)
+            trimmers = {name: self.trimmers[name] for name in sites if name in self.trimmers}
+            self.from_cls |= self.joint.outputs(trimmers, self.cls[spec.stream], self._guide(spec))
         kept: dict[str, Tensor | None] = {}
         for kind, _ in spec.attentions:
             site = Site(spec.stream, spec.index, kind)
@@ -216,7 +225,9 @@ class ForwardContext:
         if self.replay is not None:
             return self.replay.keep[site.name].float()
         ids_R = self._ids(spec.stream)
-        scores_BH = self.trimmers[site.name](self.cls[spec.stream], self._guide(spec), ids_R)
+        scores_BH = self.from_cls.get(site.name)
+        if scores_BH is None:
+            scores_BH = self.trimmers[site.name](self.cls[spec.stream], self._guide(spec), ids_R)
         if self.log_scores:
             self.score_log[site.name] = (None, scores_BH.detach())
         return self._decide(scores_BH, self.trimmers[site.name].draws)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smarttrim_cli.pruning.cls_mlps import JointMlps
 from smarttrim_cli.pruning.context import ForwardContext, Sampling, running
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.inject import attach_attention
@@ -80,7 +81,7 @@ class TrimmedModel(nn.Module):
         attach_attention(backbone, self.architecture)
         self.trimmers = nn.ModuleDict({_key(name): module for name, module in trimmers.items()})
         self.register_buffer("threshold", torch.zeros(()))
-        self.prepared = False
+        self.prepared, self.joint = False, JointMlps()
 
     def prepare(self) -> TrimmedModel:
         """Lay weights out for inference on a CPU: see :mod:`.prepared`. Outputs change by rounding."""
@@ -132,6 +133,7 @@ class TrimmedModel(nn.Module):
         if sampling is not None:
             some = next(iter(inputs.values()))
             instance_ids = torch.randint(0, 1 << 30, (some.shape[0],), device=some.device)
+        fast = self.prepared and mode == "packed" and usable(next(self.backbone.parameters()))
         context = ForwardContext(
             mode=mode,
             architecture=self.architecture,
@@ -141,7 +143,8 @@ class TrimmedModel(nn.Module):
             replay=replay,
             instance_ids_B=instance_ids,
             log_scores=log_scores,
-            rounded=self.prepared and mode == "packed" and usable(next(self.backbone.parameters())),
+            rounded=fast,
+            joint=self.joint if fast else None,
         )
         with running(context):
             output = self.backbone(**inputs)

@@ -47,6 +47,11 @@ def usable(x: Tensor) -> bool:
     )
 
 
+def version_of(weight: Tensor) -> tuple[int, int]:
+    """What changes when a weight is replaced or written to."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+
+
 class _Layout:
     """Weights as oneDNN wants them, and what they were made from."""
 
@@ -55,7 +60,7 @@ class _Layout:
         self.version: tuple[int, int] | None = None
 
     def of(self, weight: Tensor) -> Tensor:
-        version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        version = version_of(weight)
         if self.laid_out is None or version != self.version:
             assert _OPERATORS is not None
             self.laid_out, self.version = _OPERATORS[1](weight.detach(), None), version

@@ -70,6 +70,21 @@ class SiteInfo:
     heads: int = 0
 
 
+@dataclass(frozen=True)
+class ClsMlp:
+    """What a trimmer computes from CLS vectors alone: W2 gelu(W1 x + b1) + b2, with x one CLS or both.
+
+    Attributes:
+        first: W1 and b1; reads the own CLS, or own and guiding CLS, by its width.
+        weight: W2, (outputs, hidden).
+        bias: b2, (outputs,).
+    """
+
+    first: nn.Linear
+    weight: Tensor
+    bias: Tensor
+
+
 class Trimmer(nn.Module):
     """Base of all trimmers: initial state, target and cost.
 
@@ -90,6 +105,14 @@ class Trimmer(nn.Module):
 
     def set_target(self, keep_fraction: float) -> None:
         """Told the current target (after the curriculum); only trimmers that follow a schedule use it."""
+
+    def cls_mlp(self) -> ClsMlp | None:
+        """The part that depends on CLS vectors alone, if it is such an MLP: those of a layer run as one."""
+        return None
+
+    def score(self, view: TokenView, from_cls: Tensor) -> Tensor:
+        """Scores of tokens, given what :meth:`cls_mlp` says of their CLS vectors, (B, outputs)."""
+        raise TypeError(f"{type(self).__name__} has no CLS MLP")
 
     def rewrite(self, view: TokenView, keep: Tensor) -> Tensor:
         """Tokens that flow on, shaped like ``view.tokens``; only those of kept positions matter.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from smarttrim_cli.trimmers.base import SiteInfo, TokenView, Trimmer
+from smarttrim_cli.trimmers.base import ClsMlp, SiteInfo, TokenView, Trimmer
 
 SCORES = "token"
 
@@ -56,9 +56,18 @@ class CrossModalTrimmer(Trimmer):
 
     def forward(self, view: TokenView) -> Tensor:
         """Scores with the leading shape of ``view.tokens``."""
+        return self.score(view, self.key(global_guide(self.guide, view.own_cls_BD, view.guide_cls_BD)))
+
+    def score(self, view: TokenView, from_cls: Tensor) -> Tensor:
+        """Scores, given the keyed guide g W_k (B, D')."""
         projected = self.project(view.tokens)
-        keyed_BD = self.key(global_guide(self.guide, view.own_cls_BD, view.guide_cls_BD))
-        return local_score(self.local, projected) + global_score(view.stream.spread(keyed_BD), projected)
+        return local_score(self.local, projected) + global_score(view.stream.spread(from_cls), projected)
+
+    def cls_mlp(self) -> ClsMlp:
+        """The keyed guide: MLP_g, its second layer joined with W_k."""
+        first, second = self.guide[0], self.guide[2]
+        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+        return ClsMlp(first, self.key.weight @ second.weight, self.key.weight @ second.bias)
 
     def start_keeping(self, keep_logit: float) -> None:
         """The final bias starts at ``keep_logit``, the local weights small, the bilinear form at 0.

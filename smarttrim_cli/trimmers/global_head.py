@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from smarttrim_cli.trimmers.base import SiteInfo, Trimmer
+from smarttrim_cli.trimmers.base import ClsMlp, SiteInfo, Trimmer
 
 SCORES = "head"
 
@@ -36,6 +36,12 @@ class GlobalHeadTrimmer(Trimmer):
         if self.guided and guide_cls_BD is not None:
             own_cls_BD = torch.cat((own_cls_BD, guide_cls_BD), -1)
         return self.mlp(own_cls_BD)
+
+    def cls_mlp(self) -> ClsMlp:
+        """All of it."""
+        first, second = self.mlp[0], self.mlp[2]
+        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+        return ClsMlp(first, second.weight, second.bias)
 
     def start_keeping(self, keep_logit: float) -> None:
         """The final bias starts at ``keep_logit``, the final weights small."""

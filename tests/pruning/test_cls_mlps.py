@@ -1,0 +1,46 @@
+"""CLS MLPs joined into one say what they say one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from smarttrim_cli.pruning.cls_mlps import JointMlps
+from smarttrim_cli.trimmers import cross_modal, global_head, random_head
+from smarttrim_cli.trimmers.base import SiteInfo
+
+WIDTH, GUIDE, HEADS = 12, 10, 4
+
+
+def trimmers(guide: int):
+    torch.manual_seed(0)
+    site = SiteInfo("vision.1.token", 1, 4, WIDTH, guide)
+    heads = [SiteInfo(f"vision.1.{kind}", 1, 4, WIDTH, guide, HEADS) for kind in ("self_head", "cross_head")]
+    return {
+        "token": cross_modal.build(cross_modal.Options(hidden_dim=6), site),
+        "self": global_head.build(global_head.Options(hidden_dim=5), heads[0]),
+        "random": random_head.build(random_head.Options(), heads[0]),
+        "cross": global_head.build(global_head.Options(hidden_dim=7), heads[1]),
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("guide", [0, GUIDE])
+def test_joined_is_one_by_one(guide: int, batch: int) -> None:
+    found, joint = trimmers(guide), JointMlps()
+    own, other = torch.randn(batch, WIDTH), torch.randn(batch, guide) if guide else None
+    for _ in range(2):
+        outputs = joint.outputs(found, own, other)
+        assert list(outputs) == ["token", "self", "cross"]
+        both = own if other is None else torch.cat((own, other), 1)
+        assert_close(outputs["token"], found["token"].key(found["token"].guide(both)))
+        for name in ("self", "cross"):
+            assert_close(outputs[name], found[name](own, other, torch.zeros(batch)))
+        for parameter in found["token"].parameters():
+            parameter.mul_(1.5)  # seen by the next round
+
+
+def test_without_such_mlps_there_is_nothing() -> None:
+    assert JointMlps().outputs({"random": trimmers(0)["random"]}, torch.randn(2, WIDTH), None) == {}
