@@ -85,7 +85,7 @@ def _spread(model: TrimmedModel, inputs: dict[str, Any]) -> dict[str, float]:
     return {"fewest": float(kept_B.min()), "most": float(kept_B.max())}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", choices=("meter", "blip"), action="append")
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="tiny models: does everything run?")
     parser.add_argument("--output", type=Path, default=RESULTS / "batch.json")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     report: dict[str, Any] = {"environment": start(args.threads), "backbones": {}}
     for name in args.backbone or ("meter", "blip"):
         if args.quick:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BlipConfig, BlipForConditionalGeneration
 
-from smarttrim_cli.engine.devices import best_device, describe_environment, synchronize
+from smarttrim_cli.engine.devices import best_device, describe_environment, keep_freed_memory, synchronize
 from smarttrim_cli.engine.files import write_json
 from smarttrim_cli.engine.plan import backbone_without_data
 from smarttrim_cli.engine.simulate import apply_targets, simulated_trimmers
@@ -266,6 +266,7 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
+    keep_freed_memory()
     device = best_device(options.device)
     cases = [
         Case(32 if options.quick else size, batch, beams)

@@ -249,7 +249,7 @@ def show(name: str, report: dict[str, Any]) -> None:
             )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", choices=("meter", "blip"), action="append")
@@ -261,7 +261,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="tiny models: does everything run?")
     parser.add_argument("--output", type=Path, default=RESULTS / "latency.json")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     report: dict[str, Any] = {"environment": start(args.threads), "backbones": {}}
     for name in args.backbone or ("meter", "blip"):
         tiny = TINY[name] if args.quick else ()

@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _full_size import RESULTS, ROOT, TEXT_TOKENS, TINY
 from torch import Tensor
 
 from smarttrim_cli.engine.artifact import build_task
 from smarttrim_cli.engine.build import attach, plan_for_model, section_of
-from smarttrim_cli.engine.devices import best_device, describe_environment, synchronize
+from smarttrim_cli.engine.devices import best_device, describe_environment, keep_freed_memory, synchronize
 from smarttrim_cli.engine.files import write_json
 from smarttrim_cli.engine.memory import LiveMemory
 from smarttrim_cli.engine.optim import make_optimizer
@@ -49,38 +50,9 @@ from smarttrim_cli.tasks._generation import next_tokens
 from smarttrim_cli.tasks.base import Batch
 from smarttrim_cli.trimmers._profile import kept_by_layer
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results" / "training.json"
 PLAIN, TRIMMED, DISTILLED = STEPS = ("plain", "trimmed", "distilled")
-TEXT_TOKENS = 10
 ANSWERS, ANSWER_TOKENS = 3, 4
 """Distinct answers of a question, and tokens of each, where the backbone writes them."""
-
-_TINY_TEXT = (
-    "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 64, vocab_size: 90,"
-    " max_position_embeddings: 64}"
-)
-TINY = {
-    "meter": (
-        "backbone.image_size=32",
-        "backbone.max_text_length=20",
-        "backbone.vision={model: vit_tiny_patch16_224,"
-        " args: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 4}}",
-        f"backbone.text={{model_type: roberta, config: {_TINY_TEXT}}}",
-        "backbone.hidden_size=32",
-        "backbone.num_attention_heads=4",
-        "backbone.intermediate_size=64",
-        "backbone.num_cross_layers=2",
-        "task.num_answers=7",
-    ),
-    "blip": (
-        "backbone.image_size=32",
-        "backbone.max_text_length=20",
-        "backbone.vision.config={patch_size: 8, hidden_size: 32, num_hidden_layers: 2,"
-        " num_attention_heads: 4, intermediate_size: 64}",
-        f"backbone.text.config={_TINY_TEXT.replace('}', ', sep_token_id: 2}')}",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -260,15 +232,18 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backbone", choices=["meter", "blip", "all"], default="all")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", help="such as cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="tiny models: the figures mean nothing")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "training.json")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, write."""
     options = arguments(argv)
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
     device = best_device(options.device)
     names = ("meter", "blip") if options.backbone == "all" else (options.backbone,)
     results = json.loads(options.output.read_text("utf-8")) if options.output.exists() else {}

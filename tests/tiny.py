@@ -166,8 +166,10 @@ def trimmers(scores: str) -> list[str]:
 
 
 def pairs() -> list[tuple[str, str]]:
-    """Every token trimmer with every head trimmer."""
-    return [(token, head) for token in trimmers("token") for head in trimmers("head")]
+    """Every token trimmer and every head trimmer; the first and the random ones in all combinations."""
+    tokens, (head, *other_heads) = trimmers("token"), trimmers("head")
+    again = (tokens[0], "random_token")
+    return [(token, head) for token in tokens] + [(token, other) for other in other_heads for token in again]
 
 
 def enliven(host: nn.Module, seed: int = 0) -> nn.Module:

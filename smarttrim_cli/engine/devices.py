@@ -9,7 +9,7 @@ import torch
 
 from smarttrim_cli.errors import UserError
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
 
 
 def best_device(name: str | None = None) -> torch.device:
@@ -38,13 +38,13 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next use, instead of giving it back to the system at once.
 
     By default it gives back large blocks, so that every activation of a large model is new memory, which the
-    system clears page by page: a fifth of the time of a forward pass on a CPU. Does nothing elsewhere.
+    system clears page by page. Does nothing where there is another C library.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    for option, size in ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, (1 << 31) - 1)):
-        libc.mallopt(option, size)
+    for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, (1 << 31) - 1)):
+        libc.mallopt(option, value)
 
 
 def describe_environment(device: torch.device) -> dict[str, str | int]:

@@ -31,6 +31,9 @@ def simulated_trimmers(
     architecture = backbone.architecture()
     trimmers: dict[str, nn.Module] = {}
     for name, real in trimmers_for(backbone, config).items():
+        if real.draws:  # ranks and draws of its own meet a target without training
+            trimmers[name] = real
+            continue
         kind = "random_token" if Site.parse(name).kind == TOKEN else "random_head"
         plugin = registry.load("trimmers", kind)
         random = plugin.build(plugin.Options(), site_info(architecture, Site.parse(name)))

@@ -3,7 +3,7 @@
 Leaving heads out costs something: their rows of the weights have to be taken out per instance, and what is
 left is multiplied in smaller pieces. So where tokens or dropped heads are few, all heads are projected and
 the dropped ones go unused. The constants below say from where on it is cheaper to leave them out; they were
-measured on one CPU (docs/performance.md). On a GPU all are projected, in one go for the batch. The results
+measured on one CPU (benchmarks/kernels.py). On a GPU all are projected, in one go for the batch. The results
 are the same either way, and MACs are counted for the kept heads.
 
 Legend: T packed query tokens, S packed key tokens, n tokens of an instance, H heads, h kept heads, E head

@@ -94,10 +94,10 @@ class Traced(nn.Module):
         self.model, self.names = model, names
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
-        forward = self.model(dict(zip(self.names, tensors, strict=True)), "packed")
+        forward = self.model(dict(zip(self.names, tensors, strict=True)), "packed", log_scores=True)
         assert forward.context is not None
         heads = [mask for mask in forward.context.head_log.values() if isinstance(mask, Tensor)]
-        return [forward.output, *heads]
+        return [forward.output, *heads, *(scores for _, scores in forward.context.score_log.values())]
 
 
 @pytest.mark.filterwarnings("ignore")

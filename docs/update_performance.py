@@ -1,0 +1,296 @@
+"""Write the tables of docs/performance.md from the JSON that the benchmarks left in docs/results.
+
+``python docs/update_performance.py`` rewrites them; with ``--check`` it exits with 1 if one is out of date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "docs" / "results"
+NAMES = {"meter": "METER-base", "blip": "BLIP-base VQA"}
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def machine(environment: dict[str, Any]) -> str:
+    """What a result was measured on."""
+    return (
+        f"{environment['device_name']}, {environment['threads']} threads, torch {environment['torch']}, "
+        f"transformers {environment['transformers']}, timm {environment['timm']}, {environment['dtype']}."
+    )
+
+
+def latency(result: dict[str, Any]) -> str:
+    """Single instances."""
+    rows = []
+    for name, found in result["backbones"].items():
+        host = found["host_ms"]
+        rows.append([f"**{NAMES[name]}**, host (its encoders, for BLIP)", f"{host:.0f}", "", "", ""])
+        for label, row in found["rows"].items():
+            rest = [f"{row['macs']:.2f}x", f"{row['promise']:.2f}"] if "macs" in row else ["", ""]
+            rows.append([f"{NAMES[name]}, {label}", f"{row['ms']:.0f}", f"{row['speedup']:.2f}x", *rest])
+    return (
+        machine(result["environment"])
+        + "\n\n"
+        + table(("", "ms", "less time than full", "fewer MACs", "promise kept"), rows)
+    )
+
+
+def costs(result: dict[str, Any]) -> str:
+    """Full against the host, and what trimming costs."""
+    rows = [
+        [
+            NAMES[name],
+            f"{found['full_over_host']:.2f}x",
+            f"{found['prepared_over_host']:.2f}x",
+            f"{100 * found['trimmers_and_packing_share']:.1f} %",
+        ]
+        for name, found in result["backbones"].items()
+    ]
+    head = (
+        "",
+        "full, host's kernels: faster than the host",
+        "full, prepared weights",
+        "trimmers and packing",
+    )
+    return table(head, rows)
+
+
+def oracle(result: dict[str, Any]) -> str:
+    """Against plain layers of the same sizes."""
+    rows = [
+        [
+            f"{NAMES[name]}, {label}",
+            f"{row['oracle_ms']:.0f}",
+            f"{row['ours_ms']:.0f}",
+            f"{row['ours_over_oracle']:.2f}",
+        ]
+        for name, found in result["backbones"].items()
+        for label, row in found["oracle"].items()
+    ]
+    return table(("", "oracle, ms", "ours, ms", "ours over oracle"), rows)
+
+
+def growth(result: dict[str, Any]) -> str:
+    """Over sparsity and image size."""
+    rows = []
+    for name, found in result["backbones"].items():
+        for axis, points in found.get("growth", {}).items():
+            label = "image tokens removed" if axis == "sparsity" else "pixels, 2.0x"
+            for value, p in points.items():
+                shown = f"{float(value):.0%}" if axis == "sparsity" else value
+                rows.append(
+                    [
+                        f"{NAMES[name]}, {label}: {shown}",
+                        f"{p['full_ms']:.0f}",
+                        f"{p['trimmed_ms']:.0f}",
+                        f"{p['speedup']:.2f}x",
+                        f"{p['macs']:.2f}x",
+                        f"{p['full_memory_mib']:.1f}",
+                        f"{p['trimmed_memory_mib']:.1f}",
+                    ]
+                )
+    head = ("", "full, ms", "trimmed, ms", "less time", "fewer MACs", "full, MiB", "trimmed, MiB")
+    return table(head, rows)
+
+
+def batches(result: dict[str, Any]) -> str:
+    """Batches of different instances."""
+    rows = []
+    for name, sizes in result["backbones"].items():
+        for size, found in sizes.items():
+            for label, row in found.items():
+                rest = [f"{row['macs']:.2f}x", f"{row['promise']:.2f}"] if "macs" in row else ["", ""]
+                rows.append(
+                    [f"{NAMES[name]}, {size}: {label}", f"{row['ms']:.0f}", f"{row['speedup']:.2f}x", *rest]
+                )
+    return (
+        machine(result["environment"])
+        + "\n\n"
+        + table(("batch of", "ms", "less time than full", "fewer MACs", "promise kept"), rows)
+    )
+
+
+def training(result: dict[str, Any]) -> str:
+    """Steps of training."""
+    rows, where = [], ""
+    for name, found in result.items():
+        where = f"{machine(found['environment'])} Batch of {found['batch_size']}, {found['rounds']} rounds."
+        rows += [
+            [
+                f"{NAMES[name]}, {kind}",
+                f"{step['seconds']:.2f}",
+                f"{step['time_ratio']:.2f}",
+                f"{step['activations_ratio']:.2f}",
+                f"{step['peak_ratio']:.2f}",
+            ]
+            for kind, step in found["steps"].items()
+        ]
+    return (
+        where + "\n\n" + table(("step", "s", "time, x plain", "activations, x plain", "peak, x plain"), rows)
+    )
+
+
+def generation(result: dict[str, Any]) -> str:
+    """Captions."""
+    rows = []
+    for case in result["cases"]:
+        what = f"{case['image_size']} px, batch {case['batch']}, {case['beams']} beams"
+        for name, row in case["contenders"].items():
+            full, macs = row["over_full"], row["macs_ratio"]
+            rows.append(
+                [
+                    f"{what}: {name}",
+                    f"{row['ms']:.0f}",
+                    f"{row['over_transformers']:.2f}x",
+                    "" if full is None else f"{full:.2f}x",
+                    "" if macs is None else f"{macs:.2f}x",
+                ]
+            )
+    head = ("", "ms", "faster than transformers", "faster than our full", "fewer MACs")
+    note = f"{machine(result['environment'])} {result['new_tokens']} steps, {result['rounds']} rounds."
+    return note + "\n\n" + table(head, rows)
+
+
+def counting(result: dict[str, Any]) -> str:
+    """Share of counting costs."""
+    rows = [
+        [name, f"{found['milliseconds']['forward']:.1f}", f"{100 * found['share']:.2f} %"]
+        for name, found in result.items()
+        if isinstance(found, dict) and "share" in found
+    ]
+    return machine(result["environment"]) + "\n\n" + table(("", "packed forward, ms", "counting"), rows)
+
+
+def kernels(result: dict[str, Any]) -> str:
+    """Linear layers on torch's own and on prepared weights."""
+    by_size: dict[str, list[str]] = {}
+    rows = list(dict.fromkeys(str(found["rows"]) for found in result["linear"]))
+    for found in result["linear"]:
+        by_size.setdefault(f"{found['inputs']} to {found['outputs']}", []).append(
+            f"{found['torch']:.0f} / {found['prepared']:.0f}"
+        )
+    new = [f"{found['ms']:.2f}" for found in result["new"]]
+    lines = [[size, *cells, extra] for (size, cells), extra in zip(by_size.items(), new, strict=True)]
+    head = ["GMAC/s, torch's own / prepared", *(f"{count} rows" for count in rows), "new number of rows, ms"]
+    return machine(result["environment"]) + "\n\n" + table(head, lines)
+
+
+def heads(result: dict[str, Any]) -> str:
+    """Ways to project with some heads dropped."""
+    lines = [
+        [f"{found['rows']} tokens, {found['kept']} of 12"]
+        + [f"{found[way]:.2f}" for way in ("whole", "taken out", "per head")]
+        for found in result["heads"]
+    ]
+    return table(("heads kept", "whole, ms", "taken out, ms", "per head, ms"), lines)
+
+
+def targets(results: dict[str, Any]) -> str:
+    """What was to be reached, and what came out."""
+    rows: list[list[str]] = []
+
+    def add(what: str, wanted: str, values: list[float], met: bool) -> None:
+        rows.append([what, wanted, ", ".join(f"{value:.2f}" for value in values), "yes" if met else "**no**"])
+
+    singles = results["latency"]["backbones"]
+    for name, found in singles.items():
+        for label, least in (("2.0x", 0.90), ("2.5x", 0.86), ("3.0x", 0.82)):
+            kept = found["rows"][label]["promise"]
+            add(
+                f"{NAMES[name]}, one instance, promise kept at {label}",
+                f"at least {least:.2f}",
+                [kept],
+                kept >= least,
+            )
+        over = [row["ours_over_oracle"] for row in found["oracle"].values()]
+        add(f"{NAMES[name]}, over the oracle at 2.0x, 2.5x, 3.0x", "at most 1.05", over, max(over) <= 1.05)
+        faster = max(found["full_over_host"], found["prepared_over_host"])
+        add(f"{NAMES[name]}, full over the host", "at least 1.00", [faster], faster >= 1)
+        share = found["trimmers_and_packing_share"]
+        add(f"{NAMES[name]}, trimmers and packing, everything kept", "at most 0.04", [share], share <= 0.04)
+    for name, sizes in results["batch"]["backbones"].items():
+        for size, found in sizes.items():
+            kept_at = [found[label]["promise"] for label in ("2.0x", "2.5x", "3.0x")]
+            what = f"{NAMES[name]}, batch of {size}, promise kept at 2.0x, 2.5x, 3.0x"
+            add(what, "at least 0.95", kept_at, min(kept_at) >= 0.95)
+    for name, found in results["training"].items():
+        for kind, time, memory in (("trimmed", 1.25, 1.2), ("distilled", 2.3, 2.2)):
+            step = found["steps"][kind]
+            values = [step["time_ratio"], step["peak_ratio"]]
+            met = values[0] <= time and values[1] <= memory
+            what = f"{NAMES[name]}, {kind} training step over a plain one: time, peak memory"
+            add(what, f"at most {time:.2f}, {memory:.1f}", values, met)
+    for case in results["generation"]["cases"]:
+        if case["beams"] == 3:
+            faster = case["contenders"]["full, prepared"]["over_transformers"]
+            what = f"captions, {case['image_size']} px, batch {case['batch']}, full over transformers"
+            add(what, "at least 1.50", [faster], faster >= 1.5)
+    for name, found in results["counting"].items():
+        if isinstance(found, dict) and "share" in found:
+            add(
+                f"counting MACs, {name}, share of a forward",
+                "below 0.02",
+                [found["share"]],
+                found["share"] < 0.02,
+            )
+    return table(("what", "target", "measured", "met"), rows)
+
+
+TABLES = {
+    "latency": ("latency", latency),
+    "costs": ("latency", costs),
+    "oracle": ("latency", oracle),
+    "growth": ("latency", growth),
+    "batch": ("batch", batches),
+    "training": ("training", training),
+    "generation": ("generation", generation),
+    "counting": ("counting", counting),
+    "kernels": ("kernels", kernels),
+    "heads": ("kernels", heads),
+}
+"""Name of a place in the page to the JSON and the function that fill it."""
+
+
+def updated(page: str) -> str:
+    """The page with every table from its JSON."""
+    files = {file for file, _ in TABLES.values()}
+    results = {file: json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8")) for file in files}
+    texts = {name: make(results[file]) for name, (file, make) in TABLES.items()} | {
+        "targets": targets(results)
+    }
+    for name, made in texts.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if len(pattern.findall(page)) != 1:
+            raise ValueError(f"docs/performance.md has no single place for {name}")
+        text = f"{begin}\n{made}\n{end}"
+        page = pattern.sub(lambda match, text=text: text, page)
+    return page
+
+
+def main() -> int:
+    """Write, or check."""
+    before = PAGE.read_text(encoding="utf-8")
+    after = updated(before)
+    if "--check" in sys.argv:
+        return int(before != after)
+    PAGE.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

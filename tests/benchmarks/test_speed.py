@@ -1,0 +1,49 @@
+"""The benchmarks of latency and batches run on tiny models; their figures mean nothing there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import batch
+import kernels
+import latency
+import pytest
+import torch
+
+
+@pytest.mark.parametrize("name", ["meter", "blip"])
+def test_latency(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "latency.json"
+    threads = str(torch.get_num_threads())
+    latency.main(["--quick", "--backbone", name, "--threads", threads, "--output", str(file)])
+    found = json.loads(file.read_text("utf-8"))["backbones"][name]
+    rows = found["rows"]
+    assert {"full", "keep all", "1.5x", "1.5x, decided", "tokens 1.3x", "tome 1.3x", "trips 1.3x"} <= set(
+        rows
+    )
+    assert rows["1.5x"]["macs"] > rows["1.3x"]["macs"] > 1
+    assert rows["tome 1.3x"]["macs"] == pytest.approx(1.3, rel=0.1)
+    assert rows["1.5x"]["promise"] == pytest.approx(rows["1.5x"]["speedup"] / rows["1.5x"]["macs"])
+    assert set(found["oracle"]) == {"1.3x", "1.5x"}
+    assert list(found["growth"]["sparsity"]) == ["0.0", "0.2"]
+    assert all(row in capsys.readouterr().out for row in ("oracle of 1.5x",))
+
+
+def test_batch(tmp_path: Path) -> None:
+    file = tmp_path / "batch.json"
+    threads = str(torch.get_num_threads())
+    batch.main(["--quick", "--backbone", "meter", "--threads", threads, "--output", str(file)])
+    rows = json.loads(file.read_text("utf-8"))["backbones"]["meter"]["3"]
+    assert list(rows) == ["full", "1.3x", "tokens 1.3x", "1.3x, each alone"]
+    assert rows["1.3x"]["kept_tokens"]["fewest"] <= rows["1.3x"]["kept_tokens"]["most"]
+    assert rows["1.3x"]["gmacs"] == pytest.approx(rows["1.3x, each alone"]["gmacs"])
+
+
+def test_kernels(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.json"
+    threads = str(torch.get_num_threads())
+    kernels.main(["--quick", "--repeats", "2", "--threads", threads, "--output", str(file)])
+    found = json.loads(file.read_text("utf-8"))
+    assert all(row["torch"] > 0 and row["prepared"] > 0 for row in found["linear"])
+    assert [row["kept"] for row in found["heads"]] == [10, 8, 6]
