@@ -184,8 +184,11 @@ class ForwardContext:
             if trimmer.rewrites:
                 hidden = trimmer.rewrite(view, masked.keep_BN.detach() > 0.5)
             return masked, hidden
-        kept_T = decided.clone()
-        kept_T[stream.starts_B] = True
+        kept_T = decided  # a tensor of its own: compared, or taken from a grid
+        if len(stream.lengths) == 1:
+            kept_T[0] = True
+        else:
+            kept_T[stream.starts_B] = True
         packed, index_T = stream.select(kept_T)
         if index_T is None:
             return stream, hidden

@@ -166,7 +166,22 @@ class PackedStream:
         index_K = keep_T[: self.total].nonzero().squeeze(1)
         if len(index_K) == self.total:
             return self, None
+        if len(self.lengths) == 1:
+            return self._select_of_one(index_K)
         return _packed(self, index_K, self.segment_T[index_K], self.positions_T[index_K], len(self.lengths))
+
+    def _select_of_one(self, index_K: Tensor) -> tuple[PackedStream, Tensor]:
+        """The same for a single instance, in fewer operators: its CLS is token 0, its segments are all 0."""
+        count = len(index_K)
+        tail = rounded_up(count) - count if self.rounded else 0
+        index_T = F.pad(index_K, (0, tail)) if tail else index_K
+        fewer = replace(
+            self,
+            lengths=(count,),
+            segment_T=self.segment_T[: count + tail],
+            positions_T=self.positions_T.index_select(0, index_T),
+        )
+        return fewer, index_T
 
 
 Stream = MaskedStream | PackedStream
