@@ -204,7 +204,7 @@ class ForwardContext:
                 return replayed[stream.segment_T, stream.positions_T]
             return replayed.to(view.tokens.dtype)
         from_cls = self.from_cls.get(site.name)
-        scores = trimmer(view) if from_cls is None else trimmer.score(view, from_cls)
+        scores = trimmer(view) if from_cls is None else trimmer.scores_given(view, from_cls)
         if self.log_scores:
             self.score_log[site.name] = (stream, scores.detach())
         if isinstance(stream, PackedStream):

@@ -110,7 +110,7 @@ class Trimmer(nn.Module):
         """The part that depends on CLS vectors alone, if it is such an MLP: those of a layer run as one."""
         return None
 
-    def score(self, view: TokenView, from_cls: Tensor) -> Tensor:
+    def scores_given(self, view: TokenView, from_cls: Tensor) -> Tensor:
         """Scores of tokens, given what :meth:`cls_mlp` says of their CLS vectors, (B, outputs)."""
         raise TypeError(f"{type(self).__name__} has no CLS MLP")
 

@@ -56,9 +56,9 @@ class CrossModalTrimmer(Trimmer):
 
     def forward(self, view: TokenView) -> Tensor:
         """Scores with the leading shape of ``view.tokens``."""
-        return self.score(view, self.key(global_guide(self.guide, view.own_cls_BD, view.guide_cls_BD)))
+        return self.scores_given(view, self.key(global_guide(self.guide, view.own_cls_BD, view.guide_cls_BD)))
 
-    def score(self, view: TokenView, from_cls: Tensor) -> Tensor:
+    def scores_given(self, view: TokenView, from_cls: Tensor) -> Tensor:
         """Scores, given the keyed guide g W_k (B, D')."""
         projected = self.project(view.tokens)
         return local_score(self.local, projected) + global_score(view.stream.spread(from_cls), projected)
