@@ -1,8 +1,9 @@
 """How much time fewer MACs save for single instances: ``python benchmarks/latency.py``.
 
 Full-size METER-base and BLIP-base VQA (288 pixels, 10 text tokens) with random weights, on a CPU with two
-threads. Trimmed models run the recipes' trimmers, see :mod:`_full_size`. All times come from one interleaved
-run; ratios are medians of the ratios of neighbouring measurements. ``promise`` is the ratio of times over the
+threads. Trimmed models run the recipes' trimmers, see :mod:`_full_size`. Times come from interleaved runs;
+ratios are medians of the ratios of neighbouring measurements (of prepared weights over the host: a ratio of
+medians, since a model cannot be both at once). ``promise`` is the ratio of times over the
 ratio of MACs: 1 would mean that all fewer MACs became less time (the paper: 0.87 at 1.84x, 0.69 at 2.79x).
 
 - ``host``: the libraries' own modules and kernels, as they are shipped; ``full``: ours without trimming, on
