@@ -7,7 +7,6 @@ import torch
 from torch.testing import assert_close
 
 from smarttrim_cli.pruning import packed_attention, prepared
-from smarttrim_cli.pruning.ragged import by_jagged
 from tests import tiny
 from tests.tiny import Variant
 
@@ -49,21 +48,3 @@ def test_packed_is_masked(variant: Variant, way: str, kernels: str, monkeypatch:
         alone = model(one, "packed", replay=replay.instance(index)).output
         if alone.shape == packed.output[index : index + 1].shape:
             assert_close(alone, packed.output[index : index + 1], **EXACT)
-
-
-@torch.no_grad()
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-@pytest.mark.parametrize("variant", tiny.variants(), ids=str)
-def test_packed_is_masked_by_the_attention_of_a_gpu(
-    variant: Variant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    called = []
-    monkeypatch.setattr(
-        packed_attention, "ragged_attention", lambda *args: called.append(0) or by_jagged(*args)
-    )
-    model = tiny.attach(variant.build(), "cross_modal", "global_head")
-    inputs = tiny.ragged_inputs(model.backbone)
-    replay = tiny.random_decisions(model, inputs, 0)
-    masked, packed = (model(inputs, mode, replay=replay) for mode in ("masked", "packed"))
-    assert called
-    assert_close(packed.output, masked.output, **EXACT)
