@@ -22,11 +22,11 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from smarttrim_cli.backbones._coattention import CoAttentionLayer, Pooler
-from smarttrim_cli.backbones._meter_checkpoint import load_official, save_official
+from smarttrim_cli.backbones._meter_checkpoint import adapt, load_official, save_official
 from smarttrim_cli.backbones._meter_costs import architecture, image_tokens
 from smarttrim_cli.backbones._meter_encoders import build_text, build_vision, text_config
 from smarttrim_cli.backbones._meter_heads import ANSWERING, FORMS, HEADS, build_heads, rank_as_matching
-from smarttrim_cli.backbones._meter_options import Options
+from smarttrim_cli.backbones._meter_options import LAYERS, Options, smaller
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.forms import MATCHES, Form, Ranking
 from smarttrim_cli.pruning.context import current, enter, leave, trim
@@ -34,15 +34,18 @@ from smarttrim_cli.pruning.sites import Architecture
 
 __all__ = [
     "FORMS",
+    "LAYERS",
     "OFFICIAL_FILE",
     "PREPROCESS",
     "Meter",
     "Options",
+    "adapt",
     "build",
     "fit_to_tokenizer",
     "load_official",
     "normalisation",
     "save_official",
+    "smaller",
 ]
 
 PREPROCESS = "shorter_side_center_crop"
@@ -274,12 +277,15 @@ def build(options: Options, form: Form) -> Meter:
 def fit_to_tokenizer(section: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     """The backbone's recipe section with word embeddings for all of a tokenizer, and its padding id.
 
+    A tokenizer made from the task's words gets as many as it has, where the section names no number.
+
     Raises:
         UserError: The section names a text encoder that cannot be built.
     """
     options = Options.model_validate({key: value for key, value in section.items() if key != "name"})
     config, changes = text_config(options.text), {}
-    if config.vocab_size < len(tokenizer):
+    unfilled = section.get("tokenizer") == "train" and "vocab_size" not in options.text.config
+    if config.vocab_size < len(tokenizer) or (unfilled and config.vocab_size > len(tokenizer)):
         changes["vocab_size"] = len(tokenizer)
     if tokenizer.pad_token_id is not None and config.pad_token_id != tokenizer.pad_token_id:
         changes["pad_token_id"] = tokenizer.pad_token_id

@@ -153,12 +153,25 @@ def _further(rest: Mapping[str, Any]) -> list[str]:
     single = [(n, value) for n, value in rest.items() if not isinstance(value, Mapping | list | tuple)]
     blocks = ["\n".join(f"{name}: {format_value(value)}" for name, value in single if value is not None)]
     for name, value in rest.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and _is_grid(value):
+            header = (name.replace("_", " "), *next(iter(value.values())))
+            blocks.append(table(header, [(row, *cells.values()) for row, cells in value.items()]))
+        elif isinstance(value, Mapping):
             flat = {k: v for k, v in flatten(value).items() if not isinstance(v, list | tuple)}
             blocks.append(table((name.replace("_", " "), "value"), flat.items()) if flat else "")
         elif isinstance(value, list | tuple) and value and not isinstance(value[0], Mapping | list):
             blocks.append("\n".join([f"{name}:", *(f"  {format_value(item)}" for item in value)]))
     return [block for block in blocks if block]
+
+
+def _is_grid(value: Mapping[str, Any]) -> bool:
+    """Whether all rows are mappings with the same keys to single values."""
+    rows = list(value.values())
+    if not rows or not all(isinstance(row, Mapping) and list(row) == list(rows[0]) for row in rows):
+        return False
+    return len(rows) > 1 and not any(
+        isinstance(v, Mapping | list | tuple) for row in rows for v in row.values()
+    )
 
 
 def _plain(value: Any) -> Any:

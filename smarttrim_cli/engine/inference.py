@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ from smarttrim_cli.engine.devices import keep_freed_memory
 from smarttrim_cli.engine.loading import Loader
 from smarttrim_cli.engine.report import Reporter
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.context import ForwardContext
 from smarttrim_cli.pruning.cost import double_counts
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.model import TrimmedModel
@@ -92,9 +93,16 @@ class Predictions:
 
 @torch.no_grad()
 def predict(
-    bundle: Bundle, loader: Loader, modes: tuple[str, ...], reporter: Reporter, label: str
+    bundle: Bundle,
+    loader: Loader,
+    modes: tuple[str, ...],
+    reporter: Reporter,
+    label: str,
+    seen: Callable[[Batch, ForwardContext], None] | None = None,
 ) -> dict[str, Predictions]:
     """Run one or more modes over the same batches; the model should be in evaluation mode.
+
+    ``seen`` is called with every batch that was trimmed (not of tasks in two stages).
 
     Raises:
         UserError: No instance can be used.
@@ -115,6 +123,8 @@ def predict(
                 results[mode].records += bundle.task.predict(forward.output, batch, bundle.processor)
                 if forward.context is not None:
                     logs[mode].add(forward.context)
+                    if seen is not None:
+                        seen(batch, forward.context)
             tracker.update(number)
     for mode, result in results.items():
         logs[mode].flush()

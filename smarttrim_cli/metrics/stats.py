@@ -32,6 +32,17 @@ class PairedDifference:
     count: int
 
 
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's correlation over ``count`` pairs, with a 95 % interval and the p-value of none at all."""
+
+    rho: float
+    low: float
+    high: float
+    p: float
+    count: int
+
+
 def mean_with_error(values: ArrayLike) -> Estimate:
     """Mean of per-instance values (N,) and its standard error s / sqrt(N), s with N - 1 degrees of freedom.
 
@@ -74,6 +85,43 @@ def means_by_group(values: Sequence[float], groups: Sequence[str]) -> dict[str, 
     for value, group in zip(values, groups, strict=True):
         members.setdefault(group, []).append(value)
     return {group: mean_with_error(members[group]) for group in sorted(members)}
+
+
+def ranks(values: ArrayLike) -> NDArray[np.float64]:
+    """Ranks (N,) from 1; values that are equal share the mean of their ranks."""
+    values_N = np.asarray(values, dtype=np.float64)
+    _, group_N, sizes = np.unique(values_N, return_inverse=True, return_counts=True)
+    last = np.cumsum(sizes)
+    mean_ranks: NDArray[np.float64] = last - (sizes - 1) / 2
+    return mean_ranks[group_N]
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> RankCorrelation | None:
+    """Spearman's rank correlation of pairs: Pearson's correlation of their ranks, ties averaged.
+
+    The interval is Fisher's with the variance of Bonett and Wright (2000), (1 + rho^2 / 2) / (N - 3); the
+    two-sided p-value is that of the normal approximation rho * sqrt(N - 1). Both take pairs for independent.
+
+    Args:
+        first: One value per instance.
+        second: The other, in the same order.
+
+    Returns:
+        The correlation; None with fewer than four pairs, or where all values of one side are equal.
+
+    Raises:
+        ValueError: The two do not have the same length.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"pairs need the same length, found {len(first)} and {len(second)}")
+    count = len(first)
+    if count < 4 or min(len(set(first)), len(set(second))) < 2:
+        return None
+    rho = float(np.clip(np.corrcoef(ranks(first), ranks(second))[0, 1], -1, 1))
+    half = NORMAL_QUANTILE_975 * math.sqrt((1 + rho**2 / 2) / (count - 3))
+    middle = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
+    p = math.erfc(abs(rho) * math.sqrt((count - 1) / 2))
+    return RankCorrelation(rho, math.tanh(middle - half), math.tanh(middle + half), p, count)
 
 
 def bootstrap_error(

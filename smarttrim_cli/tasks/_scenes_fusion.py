@@ -42,7 +42,8 @@ class FusionLosses(nn.Module):
         super().__init__()
         self.task, self._backbone = task, (backbone,)
         width = backbone.options.vision.config.hidden_size
-        self.patches = PatchLosses(width, task.grid, task.grid_cells, task.options.neighbour_weight)
+        weight = task.options.neighbour_weight
+        self.patches = PatchLosses(width, task.grid, task.grid_cells, weight, task.names_grounds)
         self.scales = nn.Parameter(torch.ones(2))
         self.biases = nn.Parameter(torch.full((2,), -1.5))
         self.register_buffer("word_attributes", word_attributes(processor), persistent=False)
@@ -61,7 +62,7 @@ class FusionLosses(nn.Module):
         meant = patches_meant(batch.targets, self.task.grid)
         alignment = matching_loss(self.word_attributes[ids], first_BLN, meant)
         about_BN = batch.targets["roles"].amax(-1)
-        positive = torch.tensor(4.0, device=image.device)
+        positive = torch.tensor(options.grounding_positive_weight, device=image.device)
         grounding = F.binary_cross_entropy_with_logits(last_BN, about_BN, pos_weight=positive)
         weight = options.grounding_weight if progress < 1 - options.answers_only_share else 0.0
         loss = (

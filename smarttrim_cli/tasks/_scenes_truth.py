@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smarttrim_cli.data.processor import Processor
-from smarttrim_cli.data.scenes.options import PALETTE, SHAPES, SIZES
+from smarttrim_cli.data.scenes.options import GROUNDS, PALETTE, SHAPES, SIZES
 from smarttrim_cli.data.scenes.truth import Box
 from smarttrim_cli.data.scenes.world import SceneObject
 
@@ -21,12 +21,14 @@ _WORDS = {
     **{word: (0, index + 1) for index, word in enumerate(COLORS)},
     **{form: (1, index + 1) for index, word in enumerate(SHAPES) for form in (word, f"{word}s", f"{word}es")},
     **{word: (2, index + 1) for index, word in enumerate(SIZES)},
+    **{word: (5, index + 1) for index, word in enumerate(GROUNDS)},
 }
-"""Attribute words: kind (color, shape, size) and class from 1; 0 means no object."""
+"""Attribute words: kind (column of ``patch_attributes``) and class from 1; 0 means no object."""
 _ANCHOR_SIDE = {"left": 1, "right": 0, "above": 3, "below": 2}
 """Where the anchor lies, seen from the object asked for: index of its side in left, right, above, below."""
 _SECOND_ROLES = frozenset({"anchor", "second"})
-_SMALLEST_OVERLAP = 4
+SMALLEST_OVERLAP = 4
+"""Pixels of a box that make a patch part of what it shows."""
 
 
 def overlaps(box: Box, grid: int, patch: int) -> list[tuple[int, int]]:
@@ -42,8 +44,11 @@ def overlaps(box: Box, grid: int, patch: int) -> list[tuple[int, int]]:
 
 
 def patch_attributes(objects: Sequence[SceneObject], grid: int, patch: int) -> Tensor:
-    """Color, shape, size, row, column (from 1; 0: none) of the object that covers most of a patch, (N, 5)."""
-    attributes = torch.zeros(grid * grid, 5, dtype=torch.long)
+    """What is said of the object that covers most of a patch, (N, 6), classes from 1; 0: nothing is.
+
+    Color, shape, size, row, column, and the ground where questions name it.
+    """
+    attributes = torch.zeros(grid * grid, 6, dtype=torch.long)
     covered = [0] * (grid * grid)
     for item in objects:
         size = SIZES.index(item.size) + 1 if item.size in SIZES else 0
@@ -53,6 +58,7 @@ def patch_attributes(objects: Sequence[SceneObject], grid: int, patch: int) -> T
             size,
             item.row + 1,
             item.col + 1,
+            0 if item.ground is None else GROUNDS.index(item.ground) + 1,
         )
         for index, pixels in overlaps(item.box, grid, patch):
             if pixels > covered[index]:
@@ -66,7 +72,7 @@ def role_patches(boxes: Sequence[tuple[str, Box]], grid: int, patch: int) -> Ten
     marks = torch.zeros(grid * grid, 2)
     for role, box in boxes:
         for index, pixels in overlaps(box, grid, patch):
-            if pixels >= _SMALLEST_OVERLAP:
+            if pixels >= SMALLEST_OVERLAP:
                 marks[index, int(role in _SECOND_ROLES)] = 1.0
     return marks
 
@@ -88,9 +94,9 @@ def anchor_side(question: str) -> int:
     return _ANCHOR_SIDE[words[words.index("just") + 1]] if "just" in words else -1
 
 
-def neighbours(patches_IN5: Tensor, grid: int) -> Tensor:
-    """Attributes of every patch's neighbours, (4, I, N, 5): left, right, above, below; 0 outside."""
-    padded = F.pad(patches_IN5.unflatten(1, (grid, grid)), (0, 0, 1, 1, 1, 1))
+def neighbours(patches_IN6: Tensor, grid: int) -> Tensor:
+    """Attributes of every patch's neighbours, (4, I, N, 6): left, right, above, below; 0 outside."""
+    padded = F.pad(patches_IN6.unflatten(1, (grid, grid)), (0, 0, 1, 1, 1, 1))
     sides = (padded[:, 1:-1, :-2], padded[:, 1:-1, 2:], padded[:, :-2, 1:-1], padded[:, 2:, 1:-1])
     return torch.stack([side.flatten(1, 2) for side in sides])
 
@@ -113,23 +119,28 @@ class PatchLosses(nn.Module):
         grid: Patches per side.
         cells: Cells per side of a scene.
         neighbour_weight: Of the neighbours within the loss.
+        grounds: Whether questions name what is behind an object.
     """
 
-    def __init__(self, width: int, grid: int, cells: int, neighbour_weight: float) -> None:
+    def __init__(
+        self, width: int, grid: int, cells: int, neighbour_weight: float, grounds: bool = False
+    ) -> None:
         super().__init__()
         self.grid, self.neighbour_weight = grid, neighbour_weight
         self.sizes = (len(COLORS) + 1, len(SHAPES) + 1, len(SIZES) + 1, cells + 1, cells + 1)
+        if grounds:
+            self.sizes = (*self.sizes, len(GROUNDS) + 1)
         self.attributes = nn.Linear(width, sum(self.sizes))
         self.neighbours = nn.Linear(width, 4 * sum(self.sizes[:2]))
 
-    def forward(self, image_IND: Tensor, patches_IN5: Tensor) -> Tensor:
+    def forward(self, image_IND: Tensor, patches_IN6: Tensor) -> Tensor:
         """Mean cross-entropy, summed over attributes."""
         logits = self.attributes(image_IND).flatten(0, 1).split(self.sizes, -1)
-        own = sum(F.cross_entropy(part, patches_IN5[..., k].flatten()) for k, part in enumerate(logits))
-        filled = (patches_IN5[..., 0] > 0).flatten()
+        own = sum(F.cross_entropy(part, patches_IN6[..., k].flatten()) for k, part in enumerate(logits))
+        filled = (patches_IN6[..., 0] > 0).flatten()
         kinds = self.sizes[:2]
         around = self.neighbours(image_IND).flatten(0, 1)[filled].split(kinds * 4, -1)
-        shifted = neighbours(patches_IN5, self.grid)
+        shifted = neighbours(patches_IN6, self.grid)
         beside = sum(
             F.cross_entropy(around[2 * side + kind], shifted[side, ..., kind].flatten()[filled])
             for side in range(4)
@@ -139,17 +150,17 @@ class PatchLosses(nn.Module):
 
 
 def patches_meant(targets: Mapping[str, Tensor], grid: int) -> Tensor:
-    """Attributes that a question's words are matched with, (B, N, 5): of the patch or of a neighbour."""
+    """Attributes that a question's words are matched with, (B, N, 6): of the patch or of a neighbour."""
     patches, side_B = targets["patches"], targets["side"]
     both = torch.cat((patches[None], neighbours(patches, grid)))
     return both[side_B + 1, targets["image_index"]]
 
 
-def matching_loss(attributes_BL2: Tensor, logits_BLN: Tensor, patches_BN5: Tensor) -> Tensor:
+def matching_loss(attributes_BL2: Tensor, logits_BLN: Tensor, patches_BN6: Tensor) -> Tensor:
     """Does a patch have the attribute that a word names? Over attribute words only; 0 if none are."""
     kind_BL, value_BL = attributes_BL2.unbind(-1)
     chosen = value_BL > 0
-    found = patches_BN5[:, None].expand(-1, kind_BL.shape[1], -1, -1)
+    found = patches_BN6[:, None].expand(-1, kind_BL.shape[1], -1, -1)
     found = found.gather(3, kind_BL[:, :, None, None].expand(*found.shape[:3], 1)).squeeze(-1)
     matches_BLN = (found == value_BL[..., None]).float()
     positive = torch.tensor(3.0, device=logits_BLN.device)

@@ -4,8 +4,8 @@ These losses stand in for vision-language pre-training, which a model of this si
 They are used for the full model only, never while trimming. For the first ``vision_share`` of training only
 the vision encoder learns; then everything does:
 
-- patches: color, shape, size, row and column of the object in every patch, and color and shape of its four
-  neighbours;
+- patches: color, shape, size, row and column of the object in every patch (and what is behind it, where
+  questions name that), and color and shape of its four neighbours;
 - alignment: in the common space, an attribute word and a patch match if the patch has that attribute; in
   questions about a neighbour ("the object just left of the red circle") if the neighbour on that side has it;
 - grounding: after the co-attention layers, which patches is the question about (two kinds of roles);
@@ -69,6 +69,9 @@ class Options(vqa.Options):
     )
     alignment_weight: float = Field(default=1.0, ge=0, description="weight of the word-patch alignment")
     grounding_weight: float = Field(default=3.0, ge=0, description="weight of the grounding loss")
+    grounding_positive_weight: float = Field(
+        default=4.0, gt=0, description="weight of the patches asked about within the grounding loss"
+    )
     referent_weight: float = Field(default=0.0, ge=0, description="weight of the loss on referents' places")
     answers_only_share: float = Field(
         default=0.1, ge=0, lt=1, description="share of training at the end without the grounding loss"
@@ -81,7 +84,7 @@ class ImageItem:
 
     samples: list[VqaSample]
     pixels: Tensor
-    patches_N5: Tensor
+    patches_N6: Tensor
     roles_QN2: Tensor
     places_Q4: Tensor
 
@@ -128,7 +131,8 @@ class _WithTruth:
             raise UserError("scenes_pretraining needs the ground truth of the scenes", where="task.data.name")
         super().__init__(options, log)  # type: ignore[call-arg]
         self.grid = 0
-        self.grid_cells = int(registry.options("data", options.data).grid)
+        scenes: Any = registry.options("data", options.data)
+        self.grid_cells, self.names_grounds = int(scenes.grid), bool(scenes.name_grounds)
 
     def dataset(
         self, split: str, processor: Processor, *, limit: int | None = None, training: bool = False
@@ -149,7 +153,7 @@ class _WithTruth:
         batch.inputs["pixel_values"] = torch.stack([item.pixels for item in items])
         counts = torch.tensor([len(item.samples) for item in items])
         batch.targets["image_index"] = torch.repeat_interleave(torch.arange(len(items)), counts)
-        batch.targets["patches"] = torch.stack([item.patches_N5 for item in items])
+        batch.targets["patches"] = torch.stack([item.patches_N6 for item in items])
         batch.targets["roles"] = torch.cat([item.roles_QN2 for item in items])
         batch.targets["places"] = torch.cat([item.places_Q4 for item in items])
         batch.targets["side"] = torch.tensor([anchor_side(sample.text) for sample in batch.samples])
@@ -169,7 +173,8 @@ class CoAttentionLosses(nn.Module):
         self.task, self._backbone = task, (backbone,)
         width = backbone.options.hidden_size
         self.patches = PatchLosses(
-            backbone.vit_model.embed_dim, task.grid, task.grid_cells, task.options.neighbour_weight
+            *(backbone.vit_model.embed_dim, task.grid, task.grid_cells),
+            *(task.options.neighbour_weight, task.names_grounds),
         )
         self.grounding = nn.Linear(width, 2)
         self.places = nn.Linear(2 * width, 4 * task.grid_cells)
@@ -194,7 +199,7 @@ class CoAttentionLosses(nn.Module):
         pooled = backbone.pool(text, image)
         answers = self.task.loss(backbone.vqa_classifier(pooled), batch)
         referents = self.referent_loss(pooled, batch.targets["places"])
-        positive = torch.tensor(4.0, device=image.device)
+        positive = torch.tensor(options.grounding_positive_weight, device=image.device)
         grounding = F.binary_cross_entropy_with_logits(
             self.grounding(image[:, 1:]), batch.targets["roles"], pos_weight=positive
         )
@@ -217,7 +222,7 @@ class CoAttentionLosses(nn.Module):
         return loss / (places_B4 >= 0).sum().clamp(min=1)
 
     def alignment_loss(
-        self, text_BLD: Tensor, image_BND: Tensor, ids_BL: Tensor, patches_BN5: Tensor
+        self, text_BLD: Tensor, image_BND: Tensor, ids_BL: Tensor, patches_BN6: Tensor
     ) -> Tensor:
         """Does a patch have the attribute that a word names? Over attribute words only; 0 if none are."""
         backbone = self._backbone[0]
@@ -225,7 +230,7 @@ class CoAttentionLosses(nn.Module):
         patches = backbone.cross_modal_image_transform(image_BND)
         logits_BLN = words @ patches.transpose(1, 2) / math.sqrt(words.shape[-1])
         logits_BLN = logits_BLN * self.alignment_scale + self.alignment_bias
-        return matching_loss(self.word_attributes[ids_BL], logits_BLN, patches_BN5)
+        return matching_loss(self.word_attributes[ids_BL], logits_BLN, patches_BN6)
 
 
 class ScenesPretraining(_WithTruth, vqa.VqaTask):

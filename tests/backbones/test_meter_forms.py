@@ -263,3 +263,10 @@ def test_a_text_encoder_that_does_not_exist_is_named() -> None:
     tokenizer = train_word_tokenizer(["what is red"])
     with pytest.raises(UserError, match="no_such_type"):
         meter.fit_to_tokenizer({"name": "meter", "text": {"model_type": "no_such_type"}}, tokenizer)
+
+
+def test_a_tokenizer_of_the_tasks_own_words_has_no_rows_to_spare() -> None:
+    tokenizer = train_word_tokenizer(["what is red"])
+    bare = {"name": "meter", "tokenizer": "train", "text": {"model_type": "roberta", "config": {}}}
+    fitted = meter.fit_to_tokenizer(bare, tokenizer)
+    assert fitted["text"]["config"]["vocab_size"] == len(tokenizer)

@@ -29,6 +29,14 @@ def test_comparison_has_full_beside_trimmed_and_breakdowns() -> None:
     assert text.isascii()
 
 
+def test_rows_of_the_same_columns_are_one_table() -> None:
+    shares = {"vision.0": {"relevant": 0.9, "other": 0.5}, "vision.1": {"relevant": 0.8, "other": 0.25}}
+    text = render.comparison({"relevance": shares})
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    assert lines[0] == ["relevance", "relevant", "other"]
+    assert ["vision.1", "0.8", "0.25"] in lines or ["vision.1", "0.8000", "0.2500"] in lines
+
+
 def test_columns_are_aligned() -> None:
     lines = tables.table(("name", "value"), [("a", 1), ("longer", None)]).splitlines()
     assert lines == ["name    value", "------  -----", "a           1", "longer      -"]

@@ -10,6 +10,8 @@ from smarttrim_cli.metrics.stats import (
     mean_with_error,
     means_by_group,
     paired_difference,
+    rank_correlation,
+    ranks,
 )
 
 
@@ -79,3 +81,40 @@ def test_bootstrap_error_of_a_mean_is_its_standard_error() -> None:
 
 def test_bootstrap_of_one_instance_has_no_error() -> None:
     assert np.isnan(bootstrap_error(lambda drawn: np.array([1.0, 2.0]), 1)).all()
+
+
+def test_equal_values_share_the_mean_of_their_ranks() -> None:
+    assert ranks([10, 30, 20, 30, 5]).tolist() == [2, 4.5, 3, 4.5, 1]
+    assert ranks([7, 7, 7]).tolist() == [2, 2, 2]
+
+
+def test_rank_correlation() -> None:
+    """Ranks 1 2 3 4 5 and 2 1 4 3 5: squared differences 1 1 1 1 0, so rho = 1 - 6 * 4 / (5 * 24) = .8."""
+    found = rank_correlation([0.1, 0.2, 5.0, 6.0, 70.0], [3, 1, 8, 7, 9])
+    assert found is not None
+    assert found.rho == pytest.approx(0.8)
+    assert found.count == 5
+    assert found.p == pytest.approx(0.1096, abs=1e-4)  # two tails of the normal beyond .8 * sqrt(4) = 1.6
+    half = 1.959964 * math.sqrt((1 + 0.32) / 2)
+    assert (math.atanh(found.low), math.atanh(found.high)) == pytest.approx(
+        (math.atanh(0.8) - half, math.atanh(0.8) + half), abs=1e-5
+    )
+
+
+def test_rank_correlation_with_ties() -> None:
+    """Ranks 1.5 1.5 3 4 and 1 2 3.5 3.5: deviations -1 -1 .5 1.5 and -1.5 -.5 1 1; 4 / sqrt(4.5 * 4.5)."""
+    found = rank_correlation([1, 1, 2, 3], [1, 2, 3, 3])
+    assert found is not None and found.rho == pytest.approx(4 / 4.5)
+
+
+def test_rank_correlation_of_what_does_not_vary() -> None:
+    assert rank_correlation([1, 2, 3, 4], [5, 5, 5, 5]) is None
+    assert rank_correlation([1, 2, 3], [1, 2, 3]) is None
+    with pytest.raises(ValueError, match="same length"):
+        rank_correlation([1, 2], [1])
+
+
+def test_perfect_rank_correlation_has_finite_bounds() -> None:
+    found = rank_correlation([1, 2, 3, 4, 5], [5, 4, 3, 2, 1])
+    assert found is not None and found.rho == pytest.approx(-1)
+    assert -1 <= found.low <= found.high <= 1

@@ -14,6 +14,7 @@ from smarttrim_cli.engine.build import build as engine_build
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.tasks._scenes_truth import (
+    PatchLosses,
     anchor_side,
     neighbours,
     overlaps,
@@ -48,16 +49,24 @@ def test_patch_belongs_to_the_object_that_covers_most_of_it() -> None:
         SceneObject("cross", "blue", "large", 0, 1, (10, 0, 6, 10)),  # patch 1 and, two rows, patch 4
     ]
     attributes = patch_attributes(objects, grid=3, patch=8)
-    assert attributes.shape == (9, 5)
-    assert attributes[0].tolist() == [RED, CIRCLE, SMALL, 1, 1]
-    assert attributes[1].tolist() == attributes[4].tolist() == [BLUE, CROSS, LARGE, 1, 2]
+    assert attributes.shape == (9, 6)
+    assert attributes[0].tolist() == [RED, CIRCLE, SMALL, 1, 1, 0]
+    assert attributes[1].tolist() == attributes[4].tolist() == [BLUE, CROSS, LARGE, 1, 2, 0]
     assert attributes[[2, 3, 5, 6, 7, 8]].sum() == 0
     assert torch.equal(patch_attributes(objects[::-1], grid=3, patch=8), attributes)
 
 
 def test_medium_objects_have_no_size_class() -> None:
     (one,) = patch_attributes([SceneObject("circle", "red", "medium", 0, 0, (0, 0, 8, 8))], grid=1, patch=8)
-    assert one.tolist() == [RED, CIRCLE, 0, 1, 1]
+    assert one.tolist() == [RED, CIRCLE, 0, 1, 1, 0]
+
+
+def test_ground_is_an_attribute_where_it_is_named() -> None:
+    item = SceneObject("circle", "red", "medium", 0, 0, (0, 0, 8, 8), "dots")
+    (one,) = patch_attributes([item], grid=1, patch=8)
+    assert one.tolist() == [RED, CIRCLE, 0, 1, 1, 6]  # the sixth of the grounds
+    assert PatchLosses(4, 1, 1, 0.5).attributes.out_features == 10 + 6 + 3 + 2 + 2
+    assert PatchLosses(4, 1, 1, 0.5, grounds=True).attributes.out_features == 10 + 6 + 3 + 2 + 2 + 7
 
 
 def test_roles_mark_patches_with_enough_of_the_box() -> None:
@@ -100,7 +109,7 @@ def test_anchor_and_neighbours_agree() -> None:
     ]
     around = neighbours(patch_attributes(objects, grid=2, patch=8)[None], grid=2)
     side = anchor_side("what color is the object just left of the blue cross?")
-    assert around[side, 0, 0].tolist() == [BLUE, CROSS, SMALL, 1, 2]
+    assert around[side, 0, 0].tolist() == [BLUE, CROSS, SMALL, 1, 2, 0]
 
 
 def test_needs_scenes() -> None:

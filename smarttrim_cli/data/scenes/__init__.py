@@ -13,7 +13,7 @@ from pathlib import Path
 from smarttrim_cli.data.samples import Sample
 from smarttrim_cli.data.scenes.cache import build, open_or_build
 from smarttrim_cli.data.scenes.layouts import LAYOUTS, layout_of
-from smarttrim_cli.data.scenes.options import SPLITS, Options
+from smarttrim_cli.data.scenes.options import Options
 from smarttrim_cli.data.scenes.truth import SceneTruth, read_truth
 
 __all__ = ["TASKS", "Options", "SceneTruth", "build", "locate", "open_or_build", "read", "read_truth"]
@@ -35,7 +35,8 @@ def read(
     Args:
         options: What the scenes are like.
         task: One of ``TASKS``.
-        split: ``train``, ``calibration``, ``val`` or ``test``; or several, joined by ``+``.
+        split: ``train``, ``calibration``, ``val`` or ``test``, or ``crowded`` where the options have it;
+            or several, joined by ``+``.
         labelled: All are.
         log: Takes lines for the user.
 
@@ -51,4 +52,4 @@ def read(
 
 def splits(options: Options, task: str) -> list[str]:
     """Names of the splits: the same for every task."""
-    return list(SPLITS)
+    return list(options.splits)

@@ -120,7 +120,7 @@ def _write_all(folder: Path, options: Options, layout: Layout) -> None:
         **_head(options, layout),
         "counts": counts,
         "json_sha256": {path.name: _sha256(path) for path in files},
-        "images": {name: _image_totals(folder / name) for name in layout.image_folders},
+        "images": {name: _image_totals(folder / name) for name in layout.image_folders(options)},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 

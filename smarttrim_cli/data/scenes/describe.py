@@ -12,9 +12,15 @@ from smarttrim_cli.data.scenes.world import DIRECTIONS, Scene, SceneObject
 Form = tuple[str, ...]
 """The attributes that a description names, in the order in which English says them."""
 
-ONE_WORD: tuple[Form, ...] = (("size",), ("color",), ("shape",))
-TWO_WORDS: tuple[Form, ...] = (("size", "color"), ("size", "shape"), ("color", "shape"))
-ALL_FORMS: tuple[Form, ...] = (*ONE_WORD, *TWO_WORDS, ("size", "color", "shape"))
+ONE_WORD: tuple[Form, ...] = (("size",), ("color",), ("shape",), ("ground",))
+TWO_WORDS: tuple[Form, ...] = (
+    *(("size", "color"), ("size", "shape"), ("color", "shape")),
+    *(("color", "ground"), ("shape", "ground")),
+)
+ALL_FORMS: tuple[Form, ...] = (
+    *(*ONE_WORD, *TWO_WORDS),
+    *(("size", "color", "shape"), ("color", "shape", "ground")),
+)
 BESIDE_FORMS: tuple[Form, ...] = (("color",), ("shape",), ("color", "shape"))
 """How objects are described that lie beside each other."""
 _NUMBERS = (
@@ -30,6 +36,7 @@ class Description:
     size: str | None = None
     color: str | None = None
     shape: str | None = None
+    ground: str | None = None
 
     @property
     def form(self) -> Form:
@@ -37,13 +44,13 @@ class Description:
         return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
 
     def singular(self) -> str:
-        """Noun phrase without article: "small red circle", "red object"."""
-        return " ".join(word for word in (self.size, self.color, self.shape or "object") if word)
+        """Noun phrase without article: "small red circle", "red object", "circle on dots"."""
+        return self._noun() + self._place()
 
     def plural(self) -> str:
-        """Noun phrase for several: "red crosses", "small objects"."""
-        phrase = self.singular()
-        return phrase + ("es" if phrase.endswith("s") else "s")
+        """Noun phrase for several: "red crosses", "small objects", "circles on dots"."""
+        noun = self._noun()
+        return noun + ("es" if noun.endswith("s") else "s") + self._place()
 
     def with_article(self) -> str:
         """Noun phrase with "a" or "an"."""
@@ -52,6 +59,12 @@ class Description:
     def numbered(self, number: int) -> str:
         """Noun phrase with a number: "one red circle", "three squares"."""
         return f"{number_word(number)} {self.singular() if number == 1 else self.plural()}"
+
+    def _noun(self) -> str:
+        return " ".join(word for word in (self.size, self.color, self.shape or "object") if word)
+
+    def _place(self) -> str:
+        return f" on {self.ground}" if self.ground else ""
 
 
 def article(phrase: str) -> str:
@@ -80,7 +93,9 @@ class Facts:
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        self.attributes = tuple(name for name in ("size", "color", "shape") if len(scene.values[name]) > 1)
+        self.attributes = tuple(
+            name for name in ("size", "color", "shape", "ground") if len(scene.values.get(name, ())) > 1
+        )
         found: dict[Form, dict[Description, list[int]]] = {
             form: defaultdict(list) for form in self.forms(ALL_FORMS)
         }

@@ -19,7 +19,11 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 SIZES = ("small", "large")
+GROUNDS = ("slate", "chalk", "stripes", "bars", "checks", "dots")
+"""Words for the textures behind objects, in the order in which they are drawn."""
 SPLITS = ("train", "calibration", "val", "test")
+CROWDED = "crowded"
+"""The split of scenes with another number of objects; only where it is asked for."""
 
 
 class _Section(BaseModel):
@@ -33,6 +37,16 @@ class NumImages(_Section):
     calibration: int = Field(400, ge=1, lt=1_000_000, description="images on which a budget is calibrated")
     val: int = Field(600, ge=1, lt=1_000_000, description="images for evaluation during training")
     test: int = Field(1000, ge=1, lt=1_000_000, description="held-out images")
+    crowded: int = Field(
+        1000, ge=1, lt=1_000_000, description="held-out images with more objects, where `crowded` is set"
+    )
+
+
+class Crowded(_Section):
+    """Scenes of a split of their own, with more objects than the others have."""
+
+    min_objects: int = Field(ge=1, description="fewest objects in a scene")
+    max_objects: int = Field(ge=1, description="most objects in a scene")
 
 
 class QuestionWeights(_Section):
@@ -143,6 +157,9 @@ class Options(_Section):
     cell_size: int = Field(12, ge=4, le=256, description="height and width of a cell in pixels")
     min_objects: int = Field(3, ge=1, description="fewest objects in a scene")
     max_objects: int = Field(12, ge=1, description="most objects in a scene")
+    crowded: Crowded | None = Field(
+        None, description="adds the split `crowded`, of scenes with so many objects; null: there is none"
+    )
     colors: tuple[str, ...] = Field(
         ("red", "green", "blue", "yellow", "purple", "cyan", "orange"),
         min_length=2,
@@ -161,6 +178,11 @@ class Options(_Section):
     )
     max_count: int = Field(6, ge=1, le=20, description="largest answer of a count question")
     background: Background = Field(default_factory=Background, description="what is behind the objects")
+    name_grounds: bool = Field(
+        False,
+        description="questions also name what is behind an object (the circle on dots); for background.kind "
+        "tiles. With it one object can be told from sixty others",
+    )
     nlvr2: Nlvr2 = Field(default_factory=Nlvr2, description="statements about two images")
     snli_ve: SnliVe = Field(default_factory=SnliVe, description="hypotheses about an image")
     captions: Captions = Field(default_factory=Captions, description="captions (retrieval and captioning)")
@@ -169,11 +191,12 @@ class Options(_Section):
     def _possible(self) -> Options:
         """Refuse combinations that no scene can satisfy."""
         cells = self.grid**2
-        if not self.min_objects <= self.max_objects <= cells:
-            raise ValueError(
-                "min_objects <= max_objects <= grid * grid has to hold, "
-                f"found {self.min_objects}, {self.max_objects} and {cells}"
-            )
+        for where, some in (("", self), ("crowded: ", self.crowded)):
+            if some is not None and not some.min_objects <= some.max_objects <= cells:
+                raise ValueError(
+                    f"{where}min_objects <= max_objects <= grid * grid has to hold, "
+                    f"found {some.min_objects}, {some.max_objects} and {cells}"
+                )
         if self.grid * self.cell_size > self.image_size:
             raise ValueError(
                 f"grid * cell_size ({self.grid} * {self.cell_size}) exceeds image_size ({self.image_size})"
@@ -182,6 +205,8 @@ class Options(_Section):
             raise ValueError(f"object_sizes have to be from 3 to cell_size ({self.cell_size}) pixels")
         if list(self.object_sizes) != sorted(set(self.object_sizes)):
             raise ValueError("object_sizes have to be different, the small one first")
+        if self.name_grounds and (self.background.kind != "tiles" or self.background.tiles < 2):
+            raise ValueError("name_grounds needs background: {kind: tiles} with at least 2 tiles")
         _refuse_others("colors", self.colors, tuple(PALETTE))
         _refuse_others("shapes", self.shapes, SHAPES)
         weights = self.question_weights
@@ -190,6 +215,17 @@ class Options(_Section):
         if self.max_objects < 2 and weights.relation + weights.comparison > 0:
             raise ValueError("relation and comparison questions need max_objects of at least 2, or weight 0")
         return self
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits of these scenes."""
+        return SPLITS if self.crowded is None else (*SPLITS, CROWDED)
+
+    def of_split(self, split: str) -> Options:
+        """What the scenes of one split are like."""
+        if split != CROWDED or self.crowded is None:
+            return self
+        return self.model_copy(update=self.crowded.model_dump())
 
     @property
     def sizes(self) -> tuple[str, ...]:

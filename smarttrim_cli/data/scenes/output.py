@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from smarttrim_cli.data.scenes.options import SPLITS
+from smarttrim_cli.data.scenes.options import CROWDED, SPLITS
 from smarttrim_cli.data.scenes.render import render
 from smarttrim_cli.data.scenes.world import Scene
 
 Roles = tuple[tuple[str, int], ...]
 """Pairs of role and index of an object in its scene."""
-FIRST_IMAGE_ID = {split: (1 + position) * 1_000_000 for position, split in enumerate(SPLITS)}
+FIRST_IMAGE_ID = {split: (1 + position) * 1_000_000 for position, split in enumerate((*SPLITS, CROWDED))}
 """Image ids are unique over all splits."""
 MAX_SCENES = 50
 """Scenes drawn for one image until one allows what is to be said about it."""
@@ -31,9 +31,10 @@ class Truth:
 
     def add_image(self, image_id: int | str, scene: Scene) -> None:
         """Note the objects of an image."""
-        self.content["images"].append(
-            {"image_id": image_id, "objects": [vars(item) for item in scene.objects]}
-        )
+        objects = [
+            {name: value for name, value in vars(item).items() if value is not None} for item in scene.objects
+        ]
+        self.content["images"].append({"image_id": image_id, "objects": objects})
 
     def add_question(self, ids: dict[str, Any], type: str, scenes: Iterable[tuple[Scene, Roles]]) -> None:
         """Note what a question is about in its image; of the second of two images, boxes say ``image: 1``."""

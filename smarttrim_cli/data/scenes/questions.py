@@ -33,7 +33,7 @@ class Question:
 
 
 def attribute_question(facts: Facts, rng: random.Random) -> Question | None:
-    """Ask for the color, shape or size of an object that is described by its other attributes."""
+    """Ask for the color, shape, size or ground of an object that is described by its other attributes."""
     asked = rng.choices(facts.attributes, weights=[1 if name == "size" else 2 for name in facts.attributes])[
         0
     ]
@@ -44,8 +44,9 @@ def attribute_question(facts: Facts, rng: random.Random) -> Question | None:
     if len(by_answer) < 2:
         return None
     answer, (description, index) = _draw_balanced(by_answer, rng)
+    wanted = "is behind" if asked == "ground" else f"{asked} is"
     return Question(
-        f"what {asked} is the {description.singular()}?", answer, "attribute", (("referent", index),)
+        f"what {wanted} the {description.singular()}?", answer, "attribute", (("referent", index),)
     )
 
 

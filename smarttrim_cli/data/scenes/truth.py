@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ class SceneTruth:
         objects: By image id.
         boxes: What a question is about, (role, (x, y, width, height)), by id of the question.
         second_boxes: The same in the right one of two images; ``boxes`` are then those in the left one.
+        types: Type of a question, by its id.
     """
 
     objects: dict[SampleId, tuple[SceneObject, ...]]
     boxes: dict[SampleId, Boxes]
     second_boxes: dict[SampleId, Boxes]
+    types: dict[SampleId, str] = field(default_factory=dict)
 
 
 def read_truth(folder: Path, split: str) -> SceneTruth:
@@ -46,9 +48,10 @@ def read_truth(folder: Path, split: str) -> SceneTruth:
             for image in content["images"]
         }
         boxes, second_boxes = (_boxes(content["questions"], position) for position in (0, 1))
+        types = {question["question_id"]: question["type"] for question in content["questions"]}
     except (KeyError, TypeError) as error:
         raise UserError(f"not a ground truth file of the scenes ({error!r})", where=str(path)) from error
-    return SceneTruth(objects, boxes, second_boxes)
+    return SceneTruth(objects, boxes, second_boxes, types)
 
 
 def _boxes(questions: list[dict[str, Any]], position: int) -> dict[SampleId, Boxes]:

@@ -7,9 +7,9 @@ A ``Scene`` is the whole truth about an image. The picture (``render``) and ever
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from smarttrim_cli.data.scenes.options import Options
+from smarttrim_cli.data.scenes.options import GROUNDS, Options
 
 DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 """Words for a direction, with its step in rows and columns."""
@@ -17,7 +17,10 @@ DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below":
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One coloured shape; ``box`` is (x, y, width, height) in pixels, ``row`` and ``col`` its cell."""
+    """One coloured shape; ``box`` is (x, y, width, height) in pixels, ``row`` and ``col`` its cell.
+
+    ``ground`` is the texture behind it, where questions name it.
+    """
 
     shape: str
     color: str
@@ -25,6 +28,7 @@ class SceneObject:
     row: int
     col: int
     box: tuple[int, int, int, int]
+    ground: str | None = None
 
     @property
     def center(self) -> tuple[float, float]:
@@ -76,6 +80,13 @@ def sample_scene(rng: random.Random, options: Options) -> Scene:
     values = {"color": options.colors, "shape": options.shapes, "size": options.sizes}
     background = _sample_background(rng, options)
     return Scene(objects, background, options.image_size, options.grid, options.cell_size, values)
+
+
+def with_grounds(scene: Scene, tiles: int) -> Scene:
+    """The same scene with objects that know which of so many textures is behind them."""
+    behind = [GROUNDS[scene.background.tiles[item.row * scene.grid + item.col]] for item in scene.objects]
+    objects = tuple(replace(item, ground=name) for item, name in zip(scene.objects, behind, strict=True))
+    return replace(scene, objects=objects, values={**scene.values, "ground": GROUNDS[:tiles]})
 
 
 def _sample_object(rng: random.Random, options: Options, row: int, col: int) -> SceneObject:

@@ -14,7 +14,7 @@ from typing import Any
 
 from smarttrim_cli.data.scenes.captions import sample_captions, signature
 from smarttrim_cli.data.scenes.describe import Facts
-from smarttrim_cli.data.scenes.options import SPLITS, Options
+from smarttrim_cli.data.scenes.options import Options
 from smarttrim_cli.data.scenes.output import FIRST_IMAGE_ID, MAX_SCENES, Truth, write_image, write_json
 from smarttrim_cli.data.scenes.world import Scene, sample_scene
 from smarttrim_cli.errors import UserError
@@ -31,7 +31,7 @@ def make_examples(options: Options, split: str, number: int) -> Iterator[Example
     taken: set[Any] = set()
     for index in range(number):
         rng = random.Random(f"{options.seed}/captions/{split}/{index}")
-        example = _make_example(options, rng, taken)
+        example = _make_example(options.of_split(split), rng, taken)
         taken.add(signature(example[0]))
         yield example
 
@@ -40,7 +40,7 @@ def write(folder: Path, options: Options) -> dict[str, dict[str, int]]:
     """Write all splits; returns the numbers of images and captions."""
     entries: list[dict[str, Any]] = []
     counts = {}
-    for split in SPLITS:
+    for split in options.splits:
         before = len(entries)
         entries += _write_images(folder, options, split, before)
         number = len(entries) - before

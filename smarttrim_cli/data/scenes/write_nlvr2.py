@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from smarttrim_cli.data.scenes.describe import Facts
-from smarttrim_cli.data.scenes.options import SPLITS, Options
+from smarttrim_cli.data.scenes.options import Options
 from smarttrim_cli.data.scenes.output import MAX_SCENES, Truth, write_image, write_json_lines
 from smarttrim_cli.data.scenes.statements import PAIRS_PER_SET, Pair, SetFacts, Statement, sample_statements
 from smarttrim_cli.data.scenes.world import sample_scene
@@ -29,7 +29,7 @@ def make_example(options: Options, split: str, index: int) -> Example:
     rng = random.Random(f"{options.seed}/nlvr2/{split}/{index}")
     own = options.nlvr2
     for _ in range(MAX_SCENES):
-        look = _narrow(rng, options)
+        look = _narrow(rng, options.of_split(split))
         scenes = [sample_scene(rng, look) for _ in range(IMAGES_PER_SET)]
         pairs = [(Facts(left), Facts(right)) for left, right in zip(scenes[::2], scenes[1::2], strict=True)]
         statements = sample_statements(SetFacts(pairs), rng, own.statements_per_set, own.weights.model_dump())
@@ -44,7 +44,7 @@ def make_example(options: Options, split: str, index: int) -> Example:
 
 def write(folder: Path, options: Options) -> dict[str, dict[str, int]]:
     """Write all splits; returns the numbers of images, of instances and of their different statements."""
-    return {split: _write_split(folder, options, split) for split in SPLITS}
+    return {split: _write_split(folder, options, split) for split in options.splits}
 
 
 def _write_split(folder: Path, options: Options, split: str) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from smarttrim_cli.data.scenes.describe import Facts, number_word
 from smarttrim_cli.data.scenes.hypotheses import Hypothesis, sample_hypotheses
-from smarttrim_cli.data.scenes.options import SPLITS, Options
+from smarttrim_cli.data.scenes.options import Options
 from smarttrim_cli.data.scenes.output import FIRST_IMAGE_ID, MAX_SCENES, Truth, write_image, write_json_lines
 from smarttrim_cli.data.scenes.world import Scene, sample_scene
 from smarttrim_cli.errors import UserError
@@ -25,7 +25,7 @@ def make_example(options: Options, split: str, index: int) -> Example:
     rng = random.Random(f"{options.seed}/snli_ve/{split}/{index}")
     number, weights = options.snli_ve.hypotheses_per_image, options.snli_ve.weights.model_dump()
     for _ in range(MAX_SCENES):
-        scene = sample_scene(rng, options)
+        scene = sample_scene(rng, options.of_split(split))
         hypotheses = sample_hypotheses(Facts(scene), rng, number, weights)
         if hypotheses is not None:
             return scene, hypotheses
@@ -39,7 +39,7 @@ def make_example(options: Options, split: str, index: int) -> Example:
 def write(folder: Path, options: Options) -> dict[str, dict[str, int]]:
     """Write all splits; returns the numbers of images and hypotheses."""
     (folder / IMAGES).mkdir()
-    return {split: _write_split(folder, options, split) for split in SPLITS}
+    return {split: _write_split(folder, options, split) for split in options.splits}
 
 
 def _write_split(folder: Path, options: Options, split: str) -> dict[str, int]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from smarttrim_cli.data.scenes.describe import Facts
-from smarttrim_cli.data.scenes.options import SPLITS, Options
+from smarttrim_cli.data.scenes.options import Options
 from smarttrim_cli.data.scenes.output import FIRST_IMAGE_ID, MAX_SCENES, Truth, write_image, write_json
 from smarttrim_cli.data.scenes.questions import Question, sample_questions
-from smarttrim_cli.data.scenes.world import Scene, sample_scene
+from smarttrim_cli.data.scenes.world import Scene, sample_scene, with_grounds
 from smarttrim_cli.errors import UserError
 
 ANSWERS_PER_QUESTION = 10
@@ -23,7 +23,9 @@ def make_example(options: Options, split: str, index: int) -> Example:
     weights = options.question_weights.model_dump()
     number = options.questions_per_image
     for _ in range(MAX_SCENES):
-        scene = sample_scene(rng, options)
+        scene = sample_scene(rng, options.of_split(split))
+        if options.name_grounds:
+            scene = with_grounds(scene, options.background.tiles)
         questions = sample_questions(
             Facts(scene), rng, number, weights, options.max_count, options.neighbour_share
         )
@@ -38,7 +40,7 @@ def make_example(options: Options, split: str, index: int) -> Example:
 
 def write(folder: Path, options: Options) -> dict[str, dict[str, int]]:
     """Write all splits; returns the numbers of images and questions."""
-    return {split: _write_split(folder, options, split) for split in SPLITS}
+    return {split: _write_split(folder, options, split) for split in options.splits}
 
 
 def _write_split(folder: Path, options: Options, split: str) -> dict[str, int]:
