@@ -8,6 +8,7 @@ import typer
 
 from smarttrim_cli.cli import data, recipes
 from smarttrim_cli.cli.common import Debug, Quiet, Version, new_app, subcommand
+from smarttrim_cli.cli.compare import compare
 from smarttrim_cli.cli.console import Console
 from smarttrim_cli.cli.evaluate import evaluate
 from smarttrim_cli.cli.export import export
@@ -25,7 +26,7 @@ def _common(ctx: typer.Context, quiet: Quiet = False, debug: Debug = False, vers
     ctx.obj = Console(quiet, debug)
 
 
-for _function in (finetune, evaluate, profile, visualize, export, summary):
+for _function in (finetune, evaluate, profile, visualize, export, summary, compare):
     subcommand(app, _function)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")

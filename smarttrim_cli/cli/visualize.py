@@ -24,6 +24,9 @@ def visualize(
     question: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="A question about --image. Repeatable.")
     ] = None,
+    similarity: Annotated[
+        bool, typer.Option("--similarity", help="Also how alike the full model's tokens and heads are.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the pictures go; default: the run directory.")
     ] = None,
@@ -45,6 +48,7 @@ def visualize(
         num_instances=num_instances,
         image=image,
         questions=question or (),
+        similarity=similarity,
         out=out,
         reporter=console,
     )

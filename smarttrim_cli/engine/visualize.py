@@ -30,9 +30,12 @@ from smarttrim_cli.engine.figures.data import Instance, format_reduction
 from smarttrim_cli.engine.figures.heads import draw_heads
 from smarttrim_cli.engine.figures.histogram import draw_histogram
 from smarttrim_cli.engine.figures.page import Album
+from smarttrim_cli.engine.figures.similarity import draw_similarity
 from smarttrim_cli.engine.figures.trimming import draw_questions, draw_trimming
+from smarttrim_cli.engine.files import write_json
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import Run, find_subject, require_model
+from smarttrim_cli.engine.similarity import as_json, measure
 from smarttrim_cli.errors import UserError
 
 _MOST_SURVEYED, _PAIR_IMAGES = 400, 24
@@ -46,6 +49,7 @@ def visualize(
     num_instances: int = 4,
     image: Path | None = None,
     questions: Sequence[str] = (),
+    similarity: bool = False,
     out: Path | None = None,
     reporter: Reporter | None = None,
 ) -> list[Path]:
@@ -58,6 +62,7 @@ def visualize(
         num_instances: How many to show if none is named.
         image: Show this picture, under the given questions, instead of the recipe's data.
         questions: At least two, about ``image``.
+        similarity: Measure and draw how alike tokens and heads of the full model are, too.
         out: Where the pictures go; by default the ``figures`` of the run.
         reporter: Receives messages and progress.
 
@@ -67,6 +72,8 @@ def visualize(
     Raises:
         UserError: There is no trained model, no such instance, no such image, or nothing to draw.
     """
+    if image is not None and similarity:
+        raise UserError("--similarity is measured on a split, not on a picture", hint="leave out --image")
     if image is None and questions:
         raise UserError("a question needs a picture", where="--question", hint="name one with --image FILE")
     if image is not None and len(questions) < 2:
@@ -84,12 +91,16 @@ def visualize(
     with style():
         if image is not None:
             return _own_image(album, bundle, picture, Path(image), questions)
-        if bundle.model.sites:
-            settings = subject.recipe.evaluate
+        settings = subject.recipe.evaluate
+        most = min(settings.max_instances or _MOST_SURVEYED, _MOST_SURVEYED)
+        if bundle.model.sites or similarity:
             split = _Split.open(bundle, settings.split, settings.batch_size, album, reporter)
-            split.draw(instances, num_instances, settings.max_instances or _MOST_SURVEYED)
+        if bundle.model.sites:
+            split.draw(instances, num_instances, most)
         else:
             _note(album, reporter, "The model has no trimmers: it drops nothing that could be shown.")
+        if similarity:
+            split.similarity(most)
         _curves(album, run, bundle.task.metric, reporter)
     if not album.pictures:
         raise UserError(
@@ -126,7 +137,7 @@ class _Split:
             if not 0 <= index < len(self.dataset):
                 problem = f"no instance {index}: split {self.name} has {len(self.dataset)}, counted from 0"
                 raise UserError(problem, where="--instance")
-        indices = spread(range(len(self.dataset)), min(most, _MOST_SURVEYED))
+        indices = spread(range(len(self.dataset)), most)
         seen = self._survey(indices, "costs of instances")
         if not seen:
             raise UserError(f"no usable instance in split {self.name}")
@@ -140,6 +151,29 @@ class _Split:
         if tables:
             path = draw_heads(self.album.folder / "heads.png", tables, len(seen))
             self.album.add(path, "Attention heads", "How often every attention head runs.")
+
+    def similarity(self, most: int) -> None:
+        """How alike tokens and heads are, as a picture and as numbers beside it."""
+        indices = spread(range(len(self.dataset)), most)
+        with self.reporter.track(len(indices), "similarity") as tracker:
+            layers = measure(self.bundle, self.dataset, indices, self.batch_size, tracker.update)
+        if not layers:
+            raise UserError(f"no usable instance in split {self.name}")
+        count = max(layer.count for layer in layers)
+        path = draw_similarity(self.album.folder / "similarity.png", layers, self.name, count)
+        write_json(path.with_suffix(".json"), as_json(layers, self.name, count))
+        caption = (
+            "How alike the tokens behind a layer are, and the attention maps of its heads, in the full "
+            "model: the mean cosine similarity over all pairs of an instance's tokens, and over all pairs "
+            "of heads for the same query. Where it is high, much is said twice and could be dropped; where "
+            "the band is wide, how much depends on the instance. The numbers are in similarity.json."
+        )
+        architecture = self.bundle.model.architecture
+        shown = {layer.stream for layer in layers} | set(architecture.overhead)
+        missing = [stream for stream in architecture.streams if stream not in shown]
+        if missing:
+            caption += f" Not measured: {', '.join(missing)}."
+        self.album.add(path, "Redundancy of the full model", caption)
 
     def _survey(self, indices: Sequence[int], label: str) -> list[Seen]:
         with self.reporter.track(len(indices), label) as tracker:

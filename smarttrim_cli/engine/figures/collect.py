@@ -22,7 +22,7 @@ from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.sites import CROSS_HEAD, CROSS_HEAD_1, SELF_HEAD, TOKEN, Architecture, Site
-from smarttrim_cli.tasks.base import Record
+from smarttrim_cli.tasks.base import Batch, Record
 
 _HEAD_TITLES = {
     SELF_HEAD: "self-attention",
@@ -75,19 +75,27 @@ def survey(
     bundle: Bundle, dataset: Any, indices: Sequence[int], batch_size: int, done: Callable[[int], None]
 ) -> Iterator[Seen]:
     """Run the trimmed model over some instances; broken images are left out where the recipe says so."""
+    for places, batch in batches_of(bundle, dataset, indices, batch_size, done):
+        forward = bundle.model(batch.inputs, "packed", instance_ids=batch.instance_ids)
+        records = bundle.task.predict(forward.output, batch, bundle.processor)
+        macs_B, full_B = instance_macs(bundle.model, forward.decisions)
+        for row, index in enumerate(places):
+            keep = forward.decisions.instance(row).keep
+            own = {name: mask.cpu().numpy() for name, mask in keep.items()}
+            yield Seen(index, records[row], own, float(macs_B[row]), float(full_B[row]))
+
+
+def batches_of(
+    bundle: Bundle, dataset: Any, indices: Sequence[int], batch_size: int, done: Callable[[int], None]
+) -> Iterator[tuple[list[int], Batch]]:
+    """Batches of some instances, with their places; broken images are left out where the recipe says so."""
     device = device_of(bundle.model)
     for start in range(0, len(indices), batch_size):
         items = [(index, dataset[index]) for index in indices[start : start + batch_size]]
         items = [(index, item) for index, item in items if item is not None]
         if items:
-            batch = to_device(bundle.task.collate([item for _, item in items], bundle.processor), device)
-            forward = bundle.model(batch.inputs, "packed", instance_ids=batch.instance_ids)
-            records = bundle.task.predict(forward.output, batch, bundle.processor)
-            macs_B, full_B = instance_macs(bundle.model, forward.decisions)
-            for row, (index, _) in enumerate(items):
-                keep = forward.decisions.instance(row).keep
-                own = {name: mask.cpu().numpy() for name, mask in keep.items()}
-                yield Seen(index, records[row], own, float(macs_B[row]), float(full_B[row]))
+            batch = bundle.task.collate([item for _, item in items], bundle.processor)
+            yield [index for index, _ in items], to_device(batch, device)
         done(min(start + batch_size, len(indices)))
 
 

@@ -42,7 +42,7 @@ def draw_curves(path: Path, title: str, history: History, metric: str) -> Path:
         history: Lines of ``metrics.jsonl``.
         metric: Name of the task's score.
     """
-    training = [record for record in history if "eval" not in record]
+    training = [record for record in history if "eval" not in record and "phase" not in record]
     scores = [
         (r["step"], r["eval"]) for r in history if isinstance(r.get("eval"), dict) and metric in r["eval"]
     ]

@@ -109,6 +109,35 @@ class HeadTable:
     kept: npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class LayerSimilarity:
+    """How alike the tokens behind a layer are, or the heads of one of its attentions; over instances.
+
+    Attributes:
+        stream: Name of the stream.
+        layer: Position along the stream, from 0.
+        part: ``vision``, ``text`` or ``cross``.
+        number: Layer within the part, from 1.
+        kind: ``token``, or of which attention the heads are: ``self_head``, ``cross_head``, ``cross_head1``.
+        mean: Mean cosine similarity.
+        std: Standard deviation over instances.
+        p10: Percentiles over instances: this, the median ``p50``, and ``p90``.
+        count: Number of instances.
+    """
+
+    stream: str
+    layer: int
+    part: str
+    number: int
+    kind: str
+    mean: float
+    std: float
+    p10: float
+    p50: float
+    p90: float
+    count: int
+
+
 History = list[dict[str, Any]]
 """Lines of a run's metrics."""
 

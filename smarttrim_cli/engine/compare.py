@@ -1,0 +1,326 @@
+"""Runs side by side: means over seeds with standard errors, and differences tested on the same instances.
+
+Results are grouped by task, data and split; within a group a row is a method at a ratio, over its seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smarttrim_cli.engine.files import check_writable, finite
+from smarttrim_cli.engine.pareto import draw, front
+from smarttrim_cli.engine.published import published_note, published_points
+from smarttrim_cli.engine.report import Reporter, SilentReporter
+from smarttrim_cli.engine.results import PREDICTIONS, Result, Side, read_results
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.metrics.seeds import (
+    Difference,
+    matched_over_seeds,
+    paired_over_seeds,
+    unmatched,
+)
+from smarttrim_cli.metrics.stats import Estimate, mean_with_error
+
+FULL = "full"
+_SAME_LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Level:
+    """How far a row is trimmed: a ratio of MACs (named, else measured) or a share of heads; or unknown."""
+
+    kind: str
+    value: float
+
+    def __str__(self) -> str:
+        """``2.0x``, ``0.5`` of the heads, or a dash."""
+        number = f"{self.value:.4g}"
+        number += "" if "." in number else ".0"
+        return {"ratio": f"{number}x", "retention": number}.get(self.kind, "-")
+
+    def near(self, other: Level) -> bool:
+        """Whether two rows may be compared."""
+        return self.kind == other.kind and abs(self.value - other.value) <= _SAME_LEVEL * other.value
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at a level, over its seeds."""
+
+    method: str
+    level: Level
+    results: tuple[Result, ...]
+
+
+def compare(
+    targets: Sequence[str],
+    *,
+    reference: str = FULL,
+    methods: Sequence[str] = (),
+    plot: Path | None = None,
+    published: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Compare results.
+
+    Args:
+        targets: Run directories, JSON result files, or folders of them; ``NAME=PATH`` names the method.
+        reference: Method that the others are compared with; ``full``: every run's own full model.
+        methods: Only these, and the reference; empty for all.
+        plot: Draw score against MACs, and against latency where it is known, into this PNG or SVG file.
+        published: Also give the published points of the same tasks, and draw them: the axes of the picture
+            are then relative to the full model.
+        reporter: Receives messages.
+
+    Returns:
+        ``reference``, ``groups`` (``task``, ``data``, ``split``, ``metric``, ``count``, ``rows``),
+        ``published``, and ``plot``. A row has ``method``, ``level``, ``seeds``; means (``score``, ``full``,
+        ``gmacs``, ``speedup``, ``retained``, ``latency_ms``, ...); ``score_se`` with ``se_over`` (``seeds``
+        or ``instances``); ``difference`` to the reference (``mean``, ``se``, ``p``, ``paired``);
+        ``on_front``.
+
+    Raises:
+        UserError: A target has no results, or there is no such method.
+    """
+    reporter = reporter or SilentReporter()
+    check_writable(plot, "--plot")
+    results, remarks = read_results(targets)
+    for remark in remarks:
+        reporter.warn(remark)
+    _check_methods(results, reference, methods)
+    if methods:
+        results = [result for result in results if result.method in (*methods, reference)]
+    groups = [_group(members, reference, reporter) for members in _by_group(results)]
+    report: dict[str, Any] = {"reference": reference, "groups": groups}
+    if published:
+        report["published"] = published_points({group["task"] for group in groups})
+        report["published_note"] = published_note()
+        if not report["published"]:
+            reporter.warn("no published points for these tasks")
+    if plot is not None:
+        report["plot"] = str(draw(plot, groups, report.get("published", ()), relative=published))
+    return dict(finite(report))
+
+
+def _check_methods(results: Sequence[Result], reference: str, methods: Sequence[str]) -> None:
+    known = sorted({result.method for result in results})
+    asked = [("--method", name) for name in methods]
+    asked += [("--reference", reference)] if reference != FULL else []
+    for option, name in asked:
+        if name not in known:
+            hint = f"methods: {', '.join(known)}"
+            raise UserError("no such method", where=f"{option} {name}", hint=hint)
+
+
+def _by_group(results: Sequence[Result]) -> list[list[Result]]:
+    """Results of the same task, data, split and metric, in alphabetical order."""
+    named: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for result in results:
+        named[(result.task, result.data)].append(result)
+    groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
+    for (task, _), members in named.items():
+        for result, data in zip(members, _data_names(members), strict=True):
+            groups[(task, data, result.split or "", result.metric)].append(replace(result, data=data))
+    return [groups[key] for key in sorted(groups)]
+
+
+def _data_names(results: Sequence[Result]) -> list[str]:
+    """Names of the results' data, with the options that differ where data of one name are not the same."""
+    keys = sorted({key for result in results if result.settings for key in result.settings})
+    differing = [
+        key
+        for key in keys
+        if len({repr(result.settings.get(key)) for result in results if result.settings}) > 1
+    ]
+    return [
+        " ".join(
+            [result.data, *(f"{key}={result.settings.get(key)}" for key in differing if result.settings)]
+        )
+        for result in results
+    ]
+
+
+def _group(results: Sequence[Result], reference: str, reporter: Reporter) -> dict[str, Any]:
+    first = results[0]
+    rows = list(_rows(results))
+    entries = [_entry(row) for row in rows]
+    unpaired = False
+    for row, entry in zip(rows, entries, strict=True):
+        found = _difference_to_full(row) if reference == FULL else _difference_to(row, rows, reference)
+        if found is not None:
+            entry["difference"] = _as_dict(found)
+            unpaired |= reference != FULL and not found.paired
+    if unpaired:
+        reporter.message(
+            f"{first.task}: no paired test where the scores of instances are not known; they are read from "
+            f"{PREDICTIONS} in a run directory (smarttrim evaluate RUN --predictions-out RUN/{PREDICTIONS})"
+        )
+    costs = [(entry["gmacs"], entry["score"]) for entry in entries]
+    for entry, best in zip(entries, front(costs), strict=True):
+        entry["on_front"] = best
+    counts = sorted({result.count for result in results if result.count is not None})
+    if len(counts) > 1:
+        sizes = ", ".join(map(str, counts))
+        reporter.warn(f"{first.task}: results on different numbers of instances: {sizes}")
+    return {
+        "task": first.task,
+        "data": first.data,
+        "split": first.split,
+        "metric": first.metric,
+        "count": counts[0] if len(counts) == 1 else None,
+        "rows": entries,
+    }
+
+
+def _rows(results: Sequence[Result]) -> Iterable[Row]:
+    """Rows by level and method; results that share a seed are no repetitions: each is a row of its own."""
+    cells: dict[tuple[str, float, str], list[Result]] = defaultdict(list)
+    for result in results:
+        level = _level(result)
+        cells[(level.kind, level.value, result.method)].append(result)
+    for (kind, value, method), members in sorted(cells.items(), key=lambda item: item[0]):
+        level = Level(kind, value)
+        if len({result.seed for result in members}) == len(members):
+            yield Row(method, level, tuple(sorted(members, key=lambda r: (r.seed is None, r.seed or 0))))
+        else:
+            for result in members:
+                yield Row(f"{method}({Path(result.source).stem})", level, (result,))
+
+
+def _level(result: Result) -> Level:
+    if result.retention is not None:
+        return Level("retention", result.retention)
+    value = result.ratio or (round(result.speedup, 1) if result.speedup else None)
+    return Level("", 0.0) if value is None else Level("ratio", value)
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    """A row without what it is compared with."""
+    results = row.results
+    score = mean_with_error([result.model.score for result in results])
+    several = score.count > 1
+    own = results[0].model.error
+    retained = _mean([result.retained for result in results])
+    if retained and not several and own is not None and results[0].full:
+        retained = replace(retained, standard_error=own / results[0].full.score)
+    return {
+        "method": row.method,
+        "level": str(row.level),
+        "seeds": len(results),
+        "score": score.mean,
+        "score_se": score.standard_error if several else own,
+        "se_over": "seeds" if several else ("instances" if own is not None else None),
+        "full": _value([result.full and result.full.score for result in results]),
+        "retained": retained and retained.mean,
+        "retained_se": retained and retained.standard_error,
+        "gmacs": _value([result.model.gmacs for result in results]),
+        "full_gmacs": _value([result.full and result.full.gmacs for result in results]),
+        "speedup": _value([result.speedup for result in results]),
+        "speedup_as_published": _value([_as_published(result) for result in results]),
+        **_latency(results),
+        "difference": None,
+        "runs": [result.source for result in results],
+    }
+
+
+def _latency(results: Sequence[Result]) -> dict[str, float | None]:
+    """Means over the seeds that were profiled: latency hardly depends on the seed, and often one is timed."""
+    timed = [result for result in results if result.model.latency_ms or result.latency_speedup]
+    if not timed:
+        return {"latency_ms": None, "full_latency_ms": None, "latency_speedup": None}
+    return {
+        "latency_ms": _value([result.model.latency_ms for result in timed]),
+        "full_latency_ms": _value([result.full and result.full.latency_ms for result in timed]),
+        "latency_speedup": _value([result.latency_speedup for result in timed]),
+    }
+
+
+def _as_published(result: Result) -> float | None:
+    sides = (result.full, result.model)
+    costs = [side.gmacs_as_published if side else None for side in sides]
+    return costs[0] / costs[1] if costs[0] and costs[1] else None
+
+
+def _mean(values: Sequence[float | None]) -> Estimate | None:
+    """Mean and standard error, if every value is known."""
+    known = [value for value in values if value is not None]
+    return mean_with_error(known) if len(known) == len(values) else None
+
+
+def _value(values: Sequence[float | None]) -> float | None:
+    estimate = _mean(values)
+    return estimate.mean if estimate else None
+
+
+def _difference_to_full(row: Row) -> Difference | None:
+    """Every run against its own full model."""
+    results = [result for result in row.results if result.full]
+    if not results or len(results) < len(row.results):
+        return None
+    pairs = [(result.model, result.full) for result in results if result.full]
+    paired = _paired(pairs)
+    if paired is not None:
+        return paired
+    found = [result.difference for result in results]
+    means = [
+        known.get("mean", model.score - full.score) for known, (model, full) in zip(found, pairs, strict=True)
+    ]
+    errors = [_error(known.get("se")) for known in found]
+    return matched_over_seeds(means, errors, paired=not any(map(math.isnan, errors)))
+
+
+def _difference_to(row: Row, rows: Sequence[Row], reference: str) -> Difference | None:
+    """A row against the reference at the same level; seed by seed where the seeds are the same."""
+    others = [other for other in rows if other.method == reference and other.level.near(row.level)]
+    if row.method == reference or not others:
+        return None
+    other = min(others, key=lambda one: abs(one.level.value - row.level.value))
+    by_seed = {result.seed: result.model for result in other.results}
+    pairs = [(result.model, by_seed[result.seed]) for result in row.results if result.seed in by_seed]
+    if len(pairs) == len(row.results):
+        paired = _paired(pairs)
+        if paired is not None:
+            return paired
+        errors = [math.hypot(_error(one.error), _error(two.error)) for one, two in pairs]
+        return matched_over_seeds([one.score - two.score for one, two in pairs], errors)
+    return unmatched(
+        [result.model.score for result in row.results],
+        [result.model.score for result in other.results],
+        *(_rms([_error(result.model.error) for result in one.results]) for one in (row, other)),
+    )
+
+
+def _paired(pairs: Sequence[tuple[Side, Side]]) -> Difference | None:
+    """The paired difference, if all sides have scores of the same instances."""
+    ids = sorted(pairs[0][0].scores)
+    if len(ids) < 2 or any(sorted(side.scores) != ids for pair in pairs for side in pair):
+        return None
+    first, second = ([[pair[place].scores[i] for i in ids] for pair in pairs] for place in (0, 1))
+    return paired_over_seeds(first, second)
+
+
+def _error(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _rms(values: Sequence[float]) -> float:
+    return math.sqrt(float(np.mean(np.square(values))))
+
+
+def _as_dict(difference: Difference) -> dict[str, Any]:
+    return {
+        "mean": difference.mean,
+        "se": difference.standard_error,
+        "se_seeds": difference.over_seeds,
+        "se_instances": difference.over_instances,
+        "p": difference.p_value,
+        "seeds": difference.seeds,
+        "paired": difference.paired,
+    }

@@ -1,0 +1,111 @@
+"""Score against cost: which points nothing else beats, and the panels of the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smarttrim_cli.engine.figures.pareto import Panel, Point, draw_pareto
+from smarttrim_cli.errors import UserError
+
+_SMALL_GMACS = 0.2
+
+
+def front(points: Sequence[tuple[float | None, float]]) -> list[bool]:
+    """Which points (cost, score) are on the Pareto front: no other costs at most and scores at least as much.
+
+    Points without a cost are not on it; of equal points all are.
+    """
+    known = [(cost, score) for cost, score in points if cost is not None]
+    return [
+        cost is not None and not any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in known)
+        for cost, score in points
+    ]
+
+
+def draw(
+    path: Path, groups: Sequence[dict[str, Any]], published: Sequence[dict[str, Any]], *, relative: bool
+) -> Path:
+    """Draw groups of compared runs: a panel against MACs each, and one against latency where it is known.
+
+    Args:
+        path: PNG or SVG file.
+        groups: As ``compare`` returns them.
+        published: Points of the paper, drawn hollow in the panels of their task.
+        relative: Axes relative to the full model, so that other data can be compared.
+
+    Raises:
+        UserError: Nothing has both a score and a cost, or the file is neither PNG nor SVG.
+    """
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise UserError("expected a name that ends in .png or .svg", where=f"--plot {path}")
+    rows = []
+    for group in groups:
+        theirs = [point for point in published if point["task"] == group["task"]]
+        found = [_panel(group, theirs, relative, latency) for latency in (False, True)]
+        rows += [shown] if (shown := [panel for panel in found if panel.points]) else []
+    if not rows:
+        hint = "MACs come from smarttrim evaluate, latency from smarttrim profile"
+        raise UserError("nothing to draw: no run has a cost", where=f"--plot {path}", hint=hint)
+    if all(len(row) == 1 for row in rows):  # no latency anywhere: two groups beside each other
+        singles = [panel for row in rows for panel in row]
+        rows = [singles[start : start + 2] for start in range(0, len(singles), 2)]
+    return draw_pareto(path, rows)
+
+
+def _panel(
+    group: dict[str, Any], published: Sequence[dict[str, Any]], relative: bool, latency: bool
+) -> Panel:
+    """Rows of a group; latency panels are empty unless two rows have one."""
+    place = _relative if relative else _absolute
+    unit = 1e3 if not relative and not latency and _largest(group) < _SMALL_GMACS else 1.0
+    points = [point for row in group["rows"] if (point := place(row, latency, unit))]
+    theirs = [point for row in published if (point := _relative(row, latency, 1.0, published=True))]
+    full = None if relative else _full(group, latency, unit)
+    cost = "ms per instance" if latency else f"{'MMACs' if unit > 1 else 'GMACs'} per instance"
+    if relative:
+        cost = "times less latency" if latency else "times fewer MACs"
+    if latency and len(points) < 2:
+        points = []
+    words = [group["task"], group["data"], group["split"]]
+    return Panel(
+        title=", ".join(word for word in words if word),
+        x_label=cost,
+        y_label=f"{group['metric']}, % of the full model's"
+        if relative
+        else group["metric"].replace("_", " "),
+        points=points,
+        published=theirs if points else [],
+        full=full,
+        less_is_better=not relative,
+    )
+
+
+def _largest(group: dict[str, Any]) -> float:
+    costs = [row[key] for row in group["rows"] for key in ("gmacs", "full_gmacs") if row[key]]
+    return max(costs, default=1.0)
+
+
+def _absolute(row: dict[str, Any], latency: bool, unit: float) -> Point | None:
+    cost = row["latency_ms" if latency else "gmacs"]
+    return None if cost is None else Point(row["method"], cost * unit, row["score"], row["score_se"])
+
+
+def _relative(row: dict[str, Any], latency: bool, unit: float, published: bool = False) -> Point | None:
+    """A row relative to the full model; MACs as published where they are known, since papers count so."""
+    ratio = row["latency_speedup"] if latency else row.get("speedup_as_published") or row["speedup"]
+    if ratio is None or row["retained"] is None:
+        return None
+    error = row.get("retained_se")
+    return Point(row["method"], ratio, 100 * row["retained"], 100 * error if error else None, published)
+
+
+def _full(group: dict[str, Any], latency: bool, unit: float) -> tuple[float, float] | None:
+    """Mean cost and score of the full models of a group."""
+    keys = ("full_latency_ms" if latency else "full_gmacs", "full")
+    known = [[row[key] for key in keys] for row in group["rows"] if all(row[key] for key in keys)]
+    if not known:
+        return None
+    cost, score = (sum(values) / len(known) for values in zip(*known, strict=True))
+    return cost * unit, score

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from smarttrim_cli.cli.app import app
+
+
+def run(*arguments: str, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, ["compare", *arguments])
+    assert result.exit_code == code, result.stderr
+    return result
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    place = tmp_path / "results"
+    place.mkdir()
+    for method, score in (("ours", 0.95), ("a|b", 0.9)):
+        content = {
+            "method": method,
+            "ratio": 2.0,
+            "seed": 0,
+            "task": "meter/vqa",
+            "metric": "accuracy",
+            "split": "test",
+            "count": 400,
+            "full": {"accuracy": 1.0, "gmacs": 0.02},
+            "trimmed": {"accuracy": score, "accuracy_se": 0.011, "gmacs": 0.0099},
+            "speedup": {"macs": 2.02},
+            "difference": {"mean": score - 1, "se": 0.012},
+        }
+        (place / f"{method[0]}.json").write_text(json.dumps(content), encoding="utf-8")
+    return str(place)
+
+
+def test_text(folder: str) -> None:
+    lines = run(folder).stdout.splitlines()
+    assert lines[0] == "meter/vqa, test, 400 instances"
+    assert lines[1].split("  ")[0] == "method" and "MMACs" in lines[1] and " ms" not in lines[1]
+    cells = "ours 2.0x 1 9.9 2.02 1.0000 0.9500 ± 0.0110 95.0% -0.0500 ± 0.0120 <.001 *"
+    assert " ".join(lines[4].split()) == cells
+
+
+def test_markdown_and_file_by_its_ending(folder: str, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "table.md"
+    run(folder, "-o", str(file))
+    written = file.read_text(encoding="utf-8")
+    assert written == run(folder, "--format", "markdown").stdout
+    assert written.startswith("**meter/vqa, test, 400 instances**\n\n| method | level | seeds | MMACs |")
+    assert r"| a\|b | 2.0x | 1 |" in written
+
+
+def test_csv_and_json_are_unrounded(folder: str) -> None:
+    rows = list(csv.DictReader(io.StringIO(run(folder, "--format", "csv").stdout)))
+    assert [row["method"] for row in rows] == ["a|b", "ours"]
+    assert (rows[1]["score"], rows[1]["difference_se"], rows[1]["task"]) == ("0.95", "0.012", "meter/vqa")
+    content = json.loads(run(folder, "--json").stdout)
+    assert content == json.loads(run(folder, "--format", "json").stdout)
+    assert content["groups"][0]["rows"][1]["gmacs"] == 0.0099
+
+
+def test_published_and_reference(folder: str) -> None:
+    text = run(folder, "--published", "--reference", "a|b", "--method", "ours").stdout
+    assert "published, other data" in text and "minus a|b" in text
+    assert "SmartTrim" in text and "Table 4" in text
+
+
+def test_requirements(folder: str) -> None:
+    run(folder, "--require", "ours@2.0x.retained>=0.94")
+    failed = run(folder, "--require", "ours@2.0x.retained>=0.96", code=1)
+    assert "it is 0.95" in failed.stderr
+
+
+def test_mistakes(folder: str, tmp_path: Path) -> None:
+    assert "no such run directory" in run(str(tmp_path / "none"), code=2).stderr
+    assert "contradict" in run(folder, "--json", "--format", "csv", code=2).stderr
+    assert "--reference x" in run(folder, "--reference", "x", code=2).stderr
+    run(code=2)

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from smarttrim_cli.engine.compare import compare
+from smarttrim_cli.engine.pareto import front
+from smarttrim_cli.engine.published import published_note, published_points
+from smarttrim_cli.engine.report import SilentReporter
+from smarttrim_cli.errors import UserError
+
+RECIPE: dict[str, Any] = {
+    "seed": 1,
+    "backbone": {"name": "meter"},
+    "task": {"name": "vqa", "data": {"name": "scenes", "grid": 4}},
+    "pruning": {
+        "target_speedup": 2.0,
+        "token_trimmer": {"name": "cross_modal"},
+        "head_trimmer": {"name": "global_head"},
+    },
+    "strategy": {"curriculum": {"enabled": False}, "budget_controller": {"enabled": True}},
+}
+
+
+class Listener(SilentReporter):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.heard.append(text)
+
+    def warn(self, text: str) -> None:
+        self.heard.append(text)
+
+
+def side(scores: str, gmacs: float, **more: Any) -> dict[str, Any]:
+    mean = scores.count("1") / len(scores)
+    return {"accuracy": mean, "accuracy_se": 0.01, "gmacs": gmacs, "scores": scores, **more}
+
+
+def result(method: str, seed: int, scores: str, full: str = "1111", **more: Any) -> dict[str, Any]:
+    return {
+        "method": method,
+        "ratio": 2.0,
+        "seed": seed,
+        "task": "meter/vqa",
+        "density": "ordinary",
+        "metric": "accuracy",
+        "split": "test",
+        "count": len(scores),
+        "full": side(full, 4.0),
+        "trimmed": side(scores, 2.0),
+        "speedup": {"macs": 2.0},
+        **more,
+    }
+
+
+def write(folder: Path, *results: dict[str, Any]) -> str:
+    folder.mkdir(exist_ok=True)
+    for number, content in enumerate(results):
+        (folder / f"{number}.json").write_text(json.dumps(content), encoding="utf-8")
+    return str(folder)
+
+
+def run_folder(path: Path, recipe: dict[str, Any], content: dict[str, Any], scores: str | None = None) -> str:
+    path.mkdir(parents=True)
+    (path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    (path / "summary.json").write_text(json.dumps(content), encoding="utf-8")
+    if scores is not None:
+        lines = [
+            json.dumps({"id": 10 + n, "prediction": "a", "score": float(score), "full_score": 1.0})
+            for n, score in enumerate(scores)
+        ]
+        (path / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def rows(report: dict[str, Any], group: int = 0) -> dict[str, dict[str, Any]]:
+    return {f"{row['method']}@{row['level']}": row for row in report["groups"][group]["rows"]}
+
+
+def test_means_over_seeds_and_paired_difference(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "r",
+        result("ours", 0, "1101"),
+        result("ours", 1, "1111"),
+        result("local", 0, "1001"),
+        result("local", 1, "0101"),
+    )
+    report = compare([folder], reference="local")
+    ours, local = rows(report)["ours@2.0x"], rows(report)["local@2.0x"]
+    assert (ours["seeds"], ours["score"], ours["full"], ours["retained"]) == (2, 0.875, 1.0, 0.875)
+    assert ours["score_se"] == pytest.approx(0.125)  # .75 and 1: s = .25 / sqrt(2), over sqrt(2)
+    assert (ours["se_over"], ours["gmacs"], ours["speedup"]) == ("seeds", 2.0, 2.0)
+    # the differences of tests/metrics/test_seeds.py, instance by instance
+    assert ours["difference"]["mean"] == pytest.approx(0.375)
+    assert ours["difference"]["se"] == pytest.approx(0.125 * math.sqrt(2))
+    assert ours["difference"]["paired"] is True
+    assert local["difference"] is None
+    assert (ours["on_front"], local["on_front"]) == (True, False)
+
+
+def test_one_seed_has_the_error_of_its_instances(tmp_path: Path) -> None:
+    report = compare([write(tmp_path / "r", result("ours", 0, "1101"))])
+    row = rows(report)["ours@2.0x"]
+    assert (row["score_se"], row["se_over"]) == (0.01, "instances")
+    assert row["retained_se"] == 0.01  # over a full score of 1
+    assert row["difference"]["mean"] == -0.25
+    assert row["difference"]["se"] == pytest.approx(0.25)  # 0 0 -1 0: s = .5, over 2
+
+
+def test_without_scores_of_instances_seeds_and_own_errors_are_used(tmp_path: Path) -> None:
+    contents = [result("ours", seed, "1101") for seed in (0, 1)] + [result("local", 0, "1001")]
+    for content in contents:
+        del content["trimmed"]["scores"], content["full"]["scores"]
+    listener = Listener()
+    report = compare([write(tmp_path / "r", *contents)], reference="local", reporter=listener)
+    difference = rows(report)["ours@2.0x"]["difference"]
+    assert (difference["mean"], difference["paired"]) == (0.25, False)
+    assert difference["se_instances"] == pytest.approx(0.01 * math.sqrt(2))
+    assert "predictions.jsonl" in listener.heard[0]
+
+
+def test_scores_that_belong_to_another_evaluation_are_not_used(tmp_path: Path) -> None:
+    content = result("ours", 0, "1101", difference={"mean": -0.5, "se": 0.2})
+    content["trimmed"]["accuracy"] = 0.5
+    difference = rows(compare([write(tmp_path / "r", content)]))["ours@2.0x"]["difference"]
+    assert (difference["mean"], difference["se"]) == (-0.5, 0.2)  # evaluate's own
+
+
+def test_groups_are_tasks_data_and_splits(tmp_path: Path) -> None:
+    contents = [
+        result("ours", 0, "1101"),
+        result("ours", 0, "1101", density="dense"),
+        result("ours", 0, "1101", task="blip/vqa"),
+        result("ours", 0, "1101", split="crowded"),
+        result("ours", 0, "1101", ratio=3.0),
+        result("learned_head", 0, "1101", ratio=None, retention=0.5),
+    ]
+    groups = compare([write(tmp_path / "r", *contents)])["groups"]
+    found = [(group["task"], group["data"], group["split"]) for group in groups]
+    assert found == [
+        ("blip/vqa", "ordinary", "test"),
+        ("meter/vqa", "dense", "test"),
+        ("meter/vqa", "ordinary", "crowded"),
+        ("meter/vqa", "ordinary", "test"),
+    ]
+    levels = [(row["method"], row["level"]) for row in groups[3]["rows"]]
+    assert levels == [("ours", "2.0x"), ("ours", "3.0x"), ("learned_head", "0.5")]
+
+
+def test_run_directories_are_named_by_their_recipes(tmp_path: Path) -> None:
+    content = {key: result("", 0, "1101")[key] for key in ("metric", "split", "count", "full", "trimmed")}
+    for part in ("full", "trimmed"):
+        del content[part]["scores"]
+    other = {**RECIPE, "seed": 2}
+    run_folder(tmp_path / "runs" / "a", RECIPE, content, "1101")
+    run_folder(tmp_path / "runs" / "b", other, content, "1101")
+    report = compare([str(tmp_path / "runs"), str(tmp_path / "runs" / "a")])  # a counts once
+    row = rows(report)["cross_modal+global_head-curriculum+budget_controller@2.0x"]
+    assert (row["seeds"], row["speedup"]) == (2, 2.0)
+    assert row["difference"]["paired"] is True  # from predictions.jsonl
+    named = compare([f"mine={tmp_path / 'runs' / 'a'}"])
+    assert list(rows(named)) == ["mine@2.0x"]
+    assert (named["groups"][0]["task"], named["groups"][0]["data"]) == ("meter/vqa", "scenes")
+
+
+def test_runs_on_other_data_or_with_the_same_seed_are_not_pooled(tmp_path: Path) -> None:
+    content = result("", 0, "1101")
+    del content["task"], content["method"], content["density"]
+    dense = {**RECIPE, "task": {"name": "vqa", "data": {"name": "scenes", "grid": 8}}}
+    run_folder(tmp_path / "a", RECIPE, content)
+    run_folder(tmp_path / "b", RECIPE, content)
+    run_folder(tmp_path / "c", dense, content)
+    groups = compare([str(tmp_path)])["groups"]
+    assert [group["data"] for group in groups] == ["scenes grid=4", "scenes grid=8"]
+    assert [row["method"][-3:] for row in groups[0]["rows"]] == ["(a)", "(b)"]
+
+
+def test_a_model_without_trimming_is_compared_as_it_is(tmp_path: Path) -> None:
+    content = {"metric": "accuracy", "split": "test", "count": 4, "full": {"accuracy": 0.9}}
+    student = {**RECIPE, "pruning": None, "strategy": {"teacher": {"checkpoint": "x"}}}
+    row = rows(compare([run_folder(tmp_path / "a", student, content)]))["ftkd@-"]
+    assert (row["score"], row["full"], row["retained"], row["difference"]) == (0.9, None, None, None)
+
+
+def test_failed_runs_and_other_files_are_left_out(tmp_path: Path) -> None:
+    folder = write(tmp_path / "r", result("ours", 0, "1101"), {"error": "diverged"}, {"rates": [1, 2]})
+    listener = Listener()
+    report = compare([folder], reporter=listener)
+    assert list(rows(report)) == ["ours@2.0x"]
+    assert [text.split(":")[0] for text in listener.heard] == [
+        "left out, the run failed",
+        "left out, no result",
+    ]
+
+
+def test_further_splits_inside_a_result(tmp_path: Path) -> None:
+    crowded = {key: result("", 0, "1000")[key] for key in ("metric", "count", "full", "trimmed", "speedup")}
+    content = result("ours", 0, "1101", crowded={**crowded, "split": "crowded"})
+    groups = compare([write(tmp_path / "r", content)])["groups"]
+    found = [(group["split"], group["rows"][0]["method"], group["rows"][0]["score"]) for group in groups]
+    assert found == [("crowded", "ours", 0.25), ("test", "ours", 0.75)]
+
+
+def test_only_some_methods(tmp_path: Path) -> None:
+    folder = write(tmp_path / "r", *(result(name, 0, "1101") for name in ("a", "b", "c")))
+    report = compare([folder], reference="b", methods=["a"])
+    assert list(rows(report)) == ["a@2.0x", "b@2.0x"]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("none", "no such run directory"),
+        ("empty", "no results in it"),
+        ("bad.json", "not JSON"),
+        ("other.json", "no scores of a model"),
+        ("run", "no results there yet"),
+        ("failed.json", "no results there"),
+    ],
+)
+def test_what_is_no_result(tmp_path: Path, target: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("seed: 1\n", encoding="utf-8")
+    (tmp_path / "bad.json").write_text("{", encoding="utf-8")
+    (tmp_path / "other.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "failed.json").write_text('{"error": "diverged"}', encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        compare([str(tmp_path / target)])
+
+
+def test_unknown_methods_and_pictures_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "r", result("ours", 0, "1101"))
+    with pytest.raises(UserError, match="methods: ours"):
+        compare([folder], reference="theirs")
+    with pytest.raises(UserError, match="no such method"):
+        compare([folder], methods=["theirs"])
+    with pytest.raises(UserError, match=r"ends in \.png or \.svg"):
+        compare([folder], plot=tmp_path / "p.pdf")
+    content = result("ours", 0, "1101", speedup={})
+    del content["trimmed"]["gmacs"]
+    with pytest.raises(UserError, match="nothing to draw"):
+        compare([write(tmp_path / "x", content)], plot=tmp_path / "p.png")
+
+
+def test_front() -> None:
+    points: list[tuple[float | None, float]] = [
+        (1, 0.5),
+        (2, 0.6),
+        (2, 0.55),
+        (3, 0.6),
+        (None, 1.0),
+        (1, 0.5),
+    ]
+    assert front(points) == [True, True, False, False, False, True]
+
+
+def test_published_points_are_those_of_the_paper() -> None:
+    points = published_points({"meter/vqa", "blip/captioning"})
+    assert {point["task"] for point in points} == {"meter/vqa", "blip/captioning"}
+    found = {
+        (p["method"], p["task"], p["ratio"]): (p["gmacs"], p["full_gmacs"], p["score"], p["full_score"])
+        for p in points
+    }
+    assert found["SmartTrim", "meter/vqa", 2.0] == (26.2, 48.3, 76.44, 76.78)
+    assert found["FTKD", "meter/vqa", 3.0] == (17.7, 48.3, 58.74, 76.78)
+    assert found["SmartTrim", "blip/captioning", 1.5] == (173.5, 246.3, 129.1, 131.3)
+    point = next(p for p in points if p["method"] == "SmartTrim" and p["ratio"] == 2.0)
+    assert point["speedup"] == pytest.approx(1.84, abs=0.005)
+    assert point["latency_speedup"] == pytest.approx(1.60, abs=0.005)
+    assert not published_points({"meter/other"})
+    assert "Table" in point["source"] and "torchprofile" in published_note()
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_pictures(tmp_path: Path, published: bool) -> None:
+    def with_latency(method: str, ratio: float) -> dict[str, Any]:
+        content = result(method, 0, "1101", ratio=ratio)
+        content["trimmed"] |= {"gmacs": 4 / ratio, "latency_ms": {"p50": 8 / ratio}}
+        content["full"]["latency_ms"] = {"p50": 8.0}
+        content["speedup"] = {"macs": ratio, "latency": ratio}
+        return content
+
+    contents = [with_latency(method, ratio) for method in ("smarttrim", "local") for ratio in (2.0, 3.0)]
+    folder = write(tmp_path / "r", *contents, result("local", 0, "1001", task="meter/nlvr2"))
+    picture = tmp_path / "new" / "p.png"
+    report = compare([folder], plot=picture, published=published)
+    assert report["plot"] == str(picture)
+    assert Image.open(picture).width == 1440
+    vector = tmp_path / "p.svg"
+    compare([folder], plot=vector, published=published)
+    assert "<svg" in vector.read_text(encoding="utf-8")

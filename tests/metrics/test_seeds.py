@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from smarttrim_cli.metrics.seeds import matched_over_seeds, paired_over_seeds, two_sided_p, unmatched
+
+
+def test_paired_over_seeds_and_instances() -> None:
+    found = paired_over_seeds([[1, 1, 0, 1], [1, 1, 1, 1]], [[1, 0, 0, 1], [0, 1, 0, 1]])
+    # seeds: .25 and .5, s = .25 / sqrt(2), error s / sqrt(2); instances: .5 .5 .5 0, s = .25, error .25 / 2
+    assert found.mean == pytest.approx(0.375)
+    assert (found.over_seeds, found.over_instances) == pytest.approx((0.125, 0.125))
+    assert found.standard_error == pytest.approx(0.125 * math.sqrt(2))
+    # degrees of freedom: (2 e^2)^2 / (e^4 / 1 + e^4 / 3) = 3; for 3 the tail of t is known in closed form
+    angle = math.atan(0.375 / (0.125 * math.sqrt(2)) / math.sqrt(3))
+    tail = 1 - 2 / math.pi * (angle + math.sin(angle) * math.cos(angle))
+    assert found.p_value == pytest.approx(tail, abs=1e-6)
+    assert (found.seeds, found.paired) == (2, True)
+
+
+def test_a_single_seed_leaves_the_instances() -> None:
+    found = paired_over_seeds([[1, 1, 0, 1]], [[1, 0, 0, 1]])
+    assert math.isnan(found.over_seeds)
+    assert (found.mean, found.standard_error) == pytest.approx((0.25, 0.25))  # s = .5, / 2
+
+
+def test_matched_seeds_without_instances() -> None:
+    found = matched_over_seeds([0.1, 0.3], [0.03, 0.05])
+    assert (found.mean, found.over_seeds) == pytest.approx((0.2, 0.1))  # s = .2 / sqrt(2), / sqrt(2)
+    assert found.over_instances == pytest.approx(math.sqrt((0.0009 + 0.0025) / 2))
+    assert found.standard_error == pytest.approx(math.sqrt(0.01 + 0.0017))
+    assert math.isnan(matched_over_seeds([0.1, 0.3], [0.03, math.nan]).over_instances)
+
+
+def test_nothing_is_known_of_a_single_pair() -> None:
+    found = matched_over_seeds([0.1], [math.nan])
+    assert found.mean == 0.1
+    assert math.isnan(found.standard_error) and math.isnan(found.p_value)
+
+
+def test_other_seeds() -> None:
+    found = unmatched([0.8, 0.9], [0.5, 0.6, 0.7], 0.03, 0.04)
+    # errors over seeds: .1 / sqrt(2) / sqrt(2) = .05 and .1 / sqrt(3)
+    assert found.mean == pytest.approx(0.25)
+    assert found.over_seeds == pytest.approx(math.sqrt(0.0025 + 0.01 / 3))
+    assert (found.over_instances, found.paired) == (pytest.approx(0.05), False)
+
+
+@pytest.mark.parametrize(
+    ("t", "degrees", "p"),
+    [
+        (1.0, 1, 0.5),  # 1 - 2 atan(t) / pi
+        (math.sqrt(2), 2, 1 - math.sqrt(0.5)),  # 1 - t / sqrt(2 + t^2)
+        (2.228139, 10, 0.05),  # tables
+        (1.984217, 99, 0.05),
+        (1.959964, math.inf, 0.05),
+        (0.0, 5, 1.0),
+    ],
+)
+def test_two_sided_p(t: float, degrees: float, p: float) -> None:
+    assert two_sided_p(-t, 1.0, degrees) == pytest.approx(p, abs=1e-5)
+
+
+def test_p_without_spread() -> None:
+    assert two_sided_p(0.0, 0.0, 3) == 1.0
+    assert two_sided_p(0.1, 0.0, 3) == 0.0
+
+
+def test_shapes_are_checked() -> None:
+    with pytest.raises(ValueError, match="same shape"):
+        paired_over_seeds([[1, 0]], [[1, 0, 1]])
