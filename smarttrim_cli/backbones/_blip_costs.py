@@ -68,6 +68,9 @@ def _vision_layers(model: Any) -> list[LayerSpec]:
             guide="text" if guided else None,
             guide_width=model.options.text.config.hidden_size if guided else 0,
             extra_macs=2 * config.hidden_size,  # two norms
+            input_of=f"vision_model.encoder.layers.{index + 1}.layer_norm1"
+            if index + 1 < config.num_hidden_layers
+            else "vision_model.post_layernorm",
         )
         for index in range(config.num_hidden_layers)
     ]
@@ -99,6 +102,7 @@ def _text_layers(model: Any) -> list[LayerSpec]:
                 guide="vision",
                 guide_width=vision.hidden_size,
                 extra_macs=3 * width + (2 * width * width if merges else 0),  # norms, merge_layer
+                output_of=f"{path}.output",
             )
         )
     return specs
@@ -147,6 +151,7 @@ def _decoder_layers(model: Any) -> list[LayerSpec]:
                 guide_width=source.hidden_size,
                 extra_macs=3 * config.hidden_size,
                 kinds=(SELF_HEAD, CROSS_HEAD),
+                output_of=f"{path}.output",
             )
         )
     return specs

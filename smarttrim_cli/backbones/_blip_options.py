@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from smarttrim_cli.backbones._keep_layers import Keep, KeepLayers
+
 DEC, ENC = "[DEC]", "[ENC]"
 """Tokens that replace [CLS]: the first of what the decoder writes, and of a text fused with an image."""
 
@@ -76,6 +78,9 @@ class Options(BaseModel):
     checkpoint: str | None = Field(
         default=None,
         description="weights to start from: a model folder, a Hugging Face folder or an official .pth file",
+    )
+    keep_layers: KeepLayers | None = Field(
+        default=None, description="a smaller model: these layers of the checkpoint's; null keeps all"
     )
     vision_checkpoint: str | None = Field(
         default=None,
@@ -146,3 +151,22 @@ def fit_to_tokenizer(section: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
         "bos_token_id": dec,
     }
     return {**section, "text": text, "enc_token_id": enc}
+
+
+LAYERS = {
+    "vision": ("vision_model.encoder.layers",),
+    "text": ("text_encoder.encoder.layer", "text_decoder.bert.encoder.layer"),
+}
+"""Where the layers are that ``keep_layers`` numbers."""
+
+
+def smaller(section: dict[str, Any], keep: Keep) -> dict[str, Any]:
+    """The recipe section of a model made of some layers of another; see :mod:`._keep_layers`."""
+    options = Options.model_validate({key: value for key, value in section.items() if key != "name"})
+    changes: dict[str, Any] = {
+        key: {"config": {**section.get(key, {}).get("config", {}), "num_hidden_layers": len(numbers)}}
+        for key, numbers in keep.items()
+    }
+    if "text" in keep:  # layers go on merging two images, or not
+        changes["merge_layer_from"] = sum(number < options.merge_layer_from for number in keep["text"])
+    return {**section, **changes}

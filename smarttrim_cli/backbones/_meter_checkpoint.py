@@ -106,6 +106,19 @@ def _fitted(name: str, value: Tensor, shape: torch.Size) -> Tensor:
     return value
 
 
+def adapt(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights of a model of another resolution made to fit, and a line on everything that was resized."""
+    own, result, lines = model.state_dict(), dict(tensors), []
+    for name, value in tensors.items():
+        if name == "vit_model.pos_embed" and name in own:
+            result[name] = resized_positions(value[0], own[name].shape[1] - 1)[None]
+        elif name.endswith("relative_position_bias_table") and name in own:
+            result[name] = _resized_grid(value, own[name].shape[0])
+        if result[name].shape != value.shape:
+            lines.append(f"{name}: {tuple(value.shape)} to {tuple(result[name].shape)}")
+    return result, lines
+
+
 def resized_positions(positions_GD: Tensor, grid: int) -> Tensor:
     """Position embeddings for another number of patches (bicubic, corners not aligned), the CLS as it is.
 

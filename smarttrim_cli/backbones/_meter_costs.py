@@ -54,6 +54,7 @@ def _text_layers(model: Model) -> list[LayerSpec]:
                 config.hidden_size // heads,
             ),
             extra_macs=2 * config.hidden_size,
+            output_of=f"text_transformer.encoder.layer.{index}",
         )
         for index in range(config.num_hidden_layers)
     ]
@@ -77,6 +78,7 @@ def _vision_layers(model: Model) -> list[LayerSpec]:
             guide="text",
             guide_width=model.text_transformer.config.hidden_size,
             extra_macs=_block_extra_macs(block),
+            output_of=f"vit_model.blocks.{index}",
         )
         for index, block in enumerate(model.vit_model.blocks)
     ]
@@ -120,6 +122,7 @@ def _cross_layers(model: Model) -> list[LayerSpec]:
                     guide=other,
                     guide_width=width,
                     extra_macs=3 * width,
+                    output_of=path,
                 )
             )
     return specs

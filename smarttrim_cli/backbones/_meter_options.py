@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from smarttrim_cli.backbones._keep_layers import Keep, KeepCrossLayers
+
 
 class VisionOptions(BaseModel):
     """The vision encoder."""
@@ -61,6 +63,9 @@ class Options(BaseModel):
         description="weights to start from: an official METER checkpoint (.ckpt, or .safetensors with its "
         "names), a model folder, or builtin:NAME for one shipped with the package",
     )
+    keep_layers: KeepCrossLayers | None = Field(
+        default=None, description="a smaller model: these layers of the checkpoint's; null keeps all"
+    )
     tokenizer: str = Field(
         default="roberta-base",
         description="Hugging Face tokenizer, name or folder; train: a word-level one from the training texts",
@@ -79,3 +84,26 @@ class Options(BaseModel):
     initializer_range: float = Field(
         default=0.02, gt=0, description="standard deviation of new weights; narrow models need more than 0.02"
     )
+
+
+LAYERS = {
+    "vision": ("vit_model.blocks",),
+    "text": ("text_transformer.encoder.layer",),
+    "cross": ("cross_modal_text_layers", "cross_modal_image_layers"),
+}
+"""Where the layers are that ``keep_layers`` numbers."""
+
+
+def smaller(section: dict[str, Any], keep: Keep) -> dict[str, Any]:
+    """The recipe section of a model made of some layers of another; see :mod:`._keep_layers`."""
+    options = Options.model_validate({key: value for key, value in section.items() if key != "name"})
+    changes: dict[str, Any] = {}
+    if "vision" in keep:
+        args = {**options.vision.args, "depth": len(keep["vision"])}
+        changes["vision"] = {**section.get("vision", {}), "args": args}
+    if "text" in keep:
+        config = {**options.text.config, "num_hidden_layers": len(keep["text"])}
+        changes["text"] = {**section.get("text", {}), "config": config}
+    if "cross" in keep:
+        changes["num_cross_layers"] = len(keep["cross"])
+    return {**section, **changes}

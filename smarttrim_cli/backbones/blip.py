@@ -31,7 +31,7 @@ from smarttrim_cli.backbones._blip_encoders import encode_image
 from smarttrim_cli.backbones._blip_forms import FORWARDS
 from smarttrim_cli.backbones._blip_hf import load_hf, section_from_hf
 from smarttrim_cli.backbones._blip_layers import TwinCrossAttention, classifier
-from smarttrim_cli.backbones._blip_options import Options, fit_to_tokenizer
+from smarttrim_cli.backbones._blip_options import LAYERS, Options, fit_to_tokenizer, smaller
 from smarttrim_cli.backbones._blip_vision_start import load_vision
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.forms import CLASSIFIES, CONTRASTS, GENERATES, Decoding, Form
@@ -39,6 +39,7 @@ from smarttrim_cli.pruning.sites import Architecture
 
 __all__ = [
     "FORMS",
+    "LAYERS",
     "PREPROCESS",
     "Blip",
     "Options",
@@ -52,6 +53,7 @@ __all__ = [
     "may_be_fresh",
     "save_official",
     "section_from_hf",
+    "smaller",
 ]
 
 FORMS = {

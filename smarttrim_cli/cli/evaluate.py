@@ -29,7 +29,9 @@ def evaluate(
     baseline: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="Also score this way of trimming at equal MACs: random. Repeatable."
+            metavar="NAME",
+            help="Also score this way of trimming at equal MACs: random, tome, grad_all, grad_layer. "
+            "Repeatable.",
         ),
     ] = None,
     predictions_out: Annotated[Path | None, typer.Option(help="Write the predictions as JSONL.")] = None,

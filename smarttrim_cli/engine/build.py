@@ -13,6 +13,7 @@ from smarttrim_cli.data.processor import Processor, load_tokenizer, train_word_t
 from smarttrim_cli.data.word_tokenizer import extend_word_tokenizer
 from smarttrim_cli.engine.artifact import Bundle, TrimmerConfig, build_backbone, build_task, trimmers_for
 from smarttrim_cli.engine.starting import FOLDER, Start, backbone_section, load_start, start_of
+from smarttrim_cli.engine.student import apart, student_of
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.plan import PROPORTIONS, Plan, make_plan
@@ -38,11 +39,13 @@ def build(recipe: Recipe, log: Any) -> Bundle:
     torch.manual_seed(recipe.seed)
     task = build_task(section_of(recipe.task), recipe.backbone.name, log)
     task.prepare_labels(start.labels_folder(task.form_name))
-    section = backbone_section(section_of(recipe.backbone), start)
+    section, keep = apart(backbone_section(section_of(recipe.backbone), start), start)
     processor = _processor(section, start, task)
     section = registry.load("backbones", section["name"]).fit_to_tokenizer(section, processor.tokenizer)
     backbone = build_backbone(section, task.form)
     load_start(section["name"], backbone, start, log)
+    if keep:
+        section, backbone = student_of(section, keep, backbone)
     model = attach(recipe, backbone)
     config = {
         "backbone": section,
@@ -64,7 +67,12 @@ def attach(recipe: Recipe, backbone: torch.nn.Module) -> TrimmedModel:
 def completed(recipe: Recipe, bundle: Bundle) -> Recipe:
     """The recipe with the backbone as it was built: sizes come from a checkpoint, not from the defaults."""
     checkpoint = recipe.backbone.options_dict().get("checkpoint")
-    backbone = Plugin(**{**bundle.config["backbone"], "checkpoint": checkpoint})
+    section = bundle.config["backbone"]
+    if recipe.backbone.options_dict().get(
+        "keep_layers"
+    ):  # sizes are those of the checkpoint, not of what is kept
+        section = backbone_section(section_of(recipe.backbone), start_of(recipe))
+    backbone = Plugin(**{**section, "checkpoint": checkpoint})
     return recipe.model_copy(update={"backbone": backbone}) if checkpoint else recipe
 
 
@@ -74,6 +82,8 @@ def _processor(section: dict[str, Any], start: Start, task: Task) -> Processor:
     if start.kind == FOLDER:
         assert start.path is not None and start.form is not None
         processor = Processor.load(start.path)
+        preprocess = replace(processor.preprocess, size=options.image_size)
+        processor = replace(processor, preprocess=preprocess)
         if options.tokenizer == "train" and start.form.name != task.form_name:
             texts = task.texts(task.split_name("train"))
             return replace(

@@ -34,7 +34,9 @@ def latest(run: Run) -> Path | None:
 def save_checkpoint(trainer: Trainer) -> None:
     """Write everything that ``load_checkpoint`` restores; every process writes its own random state."""
     accelerator = trainer.accelerator
-    path = trainer.run.path / "checkpoints" / f"step-{trainer.progress.step}"
+    progress = trainer.progress
+    name = f"step-{progress.step}" if progress.step else f"warmup-{progress.warmup_step}"
+    path = trainer.run.path / "checkpoints" / name
     states = accelerator.gather(_random_bytes().to(accelerator.device)[None]).cpu()
     if not accelerator.is_main_process:
         return
@@ -68,6 +70,7 @@ def load_checkpoint(path: Path, trainer: Trainer) -> dict[str, Any]:
             where=str(path),
             hint="resume with the recipe, batch size and number of processes of the interrupted run",
         )
+    _check_warmup(progress, trainer, path)
     weights = path / "weights.safetensors"
     load_into(trainer.objective, read_tensors(weights), str(weights))
     try:
@@ -85,6 +88,18 @@ def load_checkpoint(path: Path, trainer: Trainer) -> dict[str, Any]:
     return progress
 
 
+def _check_warmup(progress: dict[str, Any], trainer: Trainer, path: Path) -> None:
+    """Refuse a checkpoint from a run with another warm start."""
+    planned = trainer.warmup.steps if trainer.warmup is not None else 0
+    done = progress["warmup_step"]
+    if done > planned or (progress["step"] > 0 and done != planned):
+        raise UserError(
+            f"the checkpoint has {done} warm-up steps behind it, this run has {planned}",
+            where=str(path),
+            hint="resume with the strategy.guidance_warmup of the interrupted run",
+        )
+
+
 def _read_progress(file: Path, trainer: Trainer) -> dict[str, Any]:
     progress = read_json(file)
     names = {field.name for field in fields(trainer.progress)} | {"total_steps"}
@@ -95,8 +110,9 @@ def _read_progress(file: Path, trainer: Trainer) -> dict[str, Any]:
 
 def prune_checkpoints(run: Run, limit: int, best_step: int | None) -> None:
     """Remove the oldest checkpoints beyond a limit, and what killed processes left half written."""
-    for leftover in (run.path / "checkpoints").glob(".step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for kind in ("step", "warmup"):
+        for leftover in (run.path / "checkpoints").glob(f".{kind}-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
     for path in run.checkpoints()[:-limit]:
         if path.name != f"step-{best_step}":
             shutil.rmtree(path)

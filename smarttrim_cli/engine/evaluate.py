@@ -7,19 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smarttrim_cli import registry
 from smarttrim_cli.engine.artifact import Bundle, build_task, load_model
+from smarttrim_cli.engine.baselines import baseline_trimmers, evaluate_baseline
 from smarttrim_cli.engine.build import section_of
 from smarttrim_cli.engine.devices import best_device
 from smarttrim_cli.engine.files import check_writable, finite, write_json, write_text
-from smarttrim_cli.engine.inference import Predictions, batches, make_ready, predict, to_device
+from smarttrim_cli.engine.inference import Predictions, batches, make_ready, predict
+from smarttrim_cli.engine.relevance import watch
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import find_subject, require_model
 from smarttrim_cli.engine.scores import as_published, collapse_warning, paired, per_pair, score_summary
-from smarttrim_cli.errors import UserError
-from smarttrim_cli.pruning.calibrate import calibrate, measured_speedup
-from smarttrim_cli.pruning.model import TrimmedModel, site_info
-from smarttrim_cli.pruning.sites import TOKEN, Site
 from smarttrim_cli.recipe import Recipe
 from smarttrim_cli.tasks.base import Record, Task
 from smarttrim_cli.tasks.records import read_records
@@ -44,7 +41,8 @@ def evaluate(
         overrides: ``key=value`` for the recipe.
         split: Split or role (``test``, ``eval``, ...); None for the recipe's ``evaluate.split``.
         max_instances: At most this many, spread evenly over the split.
-        baselines: Names of trimmers to compare with on the same weights, at equal MACs (``random``).
+        baselines: Ways of trimming to compare with on the same weights, at equal MACs: ``random``, ``tome``,
+            ``grad_all``, ``grad_layer``.
         predictions_out: JSON-lines file for the predictions.
         from_predictions: Score this file instead of running the model.
         submission_out: File for the official submission format.
@@ -53,7 +51,8 @@ def evaluate(
     Returns:
         ``metric`` (name of the main one); ``full`` and ``trimmed`` with score, standard error, scores by type
         and GMACs; ``difference`` (trimmed minus full, paired, 95 % interval); ``speedup.macs``;
-        ``baselines``; ``split`` and ``count``.
+        ``baselines``; ``split`` and ``count``. On scenes also ``relevance``, ``relevance_patches`` and
+        ``difficulty`` (:mod:`.relevance`).
     """
     reporter = reporter or SilentReporter()
     check_writable(predictions_out, "--predictions-out")
@@ -65,18 +64,20 @@ def evaluate(
     run = require_model(subject, target)
     bundle = load_model(run.model, section_of(recipe.task), reporter.message)
     make_ready(bundle.model, best_device())
-    for baseline in baselines:
+    for baseline in baselines if bundle.model.sites else ():
         baseline_trimmers(bundle.model, baseline)
     name = bundle.task.split_name(split or recipe.evaluate.split)
     limit = max_instances or recipe.evaluate.max_instances
     loader = batches(bundle, name, recipe.evaluate.batch_size, limit, recipe.train.dataloader_num_workers)
     modes = ("full", "packed") if bundle.model.sites else ("full",)
-    results = predict(bundle, loader, modes, reporter, f"evaluating on {name}")
-    report = _report(bundle, results, name)
+    truth = watch(bundle, name)
+    seen = None if truth is None else truth.add
+    results = predict(bundle, loader, modes, reporter, f"evaluating on {name}", seen)
+    report = _report(bundle, results, name) | ({} if truth is None else truth.report(results["packed"]))
     _write(bundle.task, results, predictions_out, submission_out)
     _warn(report, results, reporter)
     for baseline in baselines if bundle.model.sites else ():
-        report.setdefault("baselines", {})[baseline] = _baseline(
+        report.setdefault("baselines", {})[baseline] = evaluate_baseline(
             baseline, bundle, recipe, name, limit, results["packed"], reporter
         )
     if split is None and max_instances is None and not overrides:
@@ -116,56 +117,6 @@ def _warn(report: dict[str, Any], results: dict[str, Predictions], reporter: Rep
     if warning:
         report["warning"] = warning
         reporter.warn(warning)
-
-
-def _baseline(
-    name: str,
-    bundle: Bundle,
-    recipe: Recipe,
-    split: str,
-    limit: int | None,
-    trimmed: Predictions,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    """Other trimmers on the same weights, with the same kept fractions, calibrated to the same MACs.
-
-    The same MACs on the calibration split: what the split differs in from this one, both models share.
-    """
-    kept = {group: sum(values) / len(values) for group, values in trimmed.kept.items()}
-    model = TrimmedModel(bundle.model.backbone, baseline_trimmers(bundle.model, name)).eval()
-    make_ready(model, best_device())
-    model.set_targets(kept)
-    other = Bundle(model, bundle.task, bundle.processor, bundle.config)
-    calibration = bundle.task.split_name("calibration")
-    loader = batches(other, calibration, recipe.evaluate.batch_size, 256)
-    few = [to_device(batch, best_device()) for batch in loader]
-    calibrate(model, few, measured_speedup(bundle.model, few))
-    loader = batches(other, split, recipe.evaluate.batch_size, limit, recipe.train.dataloader_num_workers)
-    result = predict(other, loader, ("packed",), reporter, f"evaluating {name} trimming")["packed"]
-    summary = score_summary(bundle.task, result)
-    summary["speedup"] = sum(result.full_macs) / sum(result.macs)
-    summary["trimmed_minus_this"] = paired(trimmed.records, result.records)
-    return summary
-
-
-def baseline_trimmers(model: TrimmedModel, name: str) -> dict[str, Any]:
-    """Trimmers ``<name>_token`` and ``<name>_head`` at the sites that a model has trimmers at.
-
-    Raises:
-        UserError: There are no such trimmers.
-    """
-    trimmers = {}
-    for site_name in model.sites:
-        site = Site.parse(site_name)
-        plugin_name = f"{name}_{'token' if site.kind == TOKEN else 'head'}"
-        if plugin_name not in registry.names("trimmers"):
-            known = [n.removesuffix("_token") for n in registry.names("trimmers") if n.endswith("_token")]
-            raise UserError(
-                f"no baseline named {name!r}", where="--baseline", hint=f"known: {', '.join(known)}"
-            )
-        plugin = registry.load("trimmers", plugin_name)
-        trimmers[site_name] = plugin.build(plugin.Options(), site_info(model.architecture, site))
-    return trimmers
 
 
 def _write(

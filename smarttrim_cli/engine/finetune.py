@@ -19,6 +19,7 @@ from smarttrim_cli.engine.plan import describe_plan
 from smarttrim_cli.engine.plan import plan as plan_without_data
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import Run, is_run
+from smarttrim_cli.engine.teacher import teaching_of
 from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.recipe import Recipe
@@ -78,7 +79,7 @@ def finetune(
         if overwrite and checkpoint is None and run.path.exists():
             shutil.rmtree(run.path)
         run.start(completed(recipe, bundle))
-        run.rewind(trainer.progress.step)
+        run.rewind(trainer.progress.step, trainer.progress.warmup_step)
     trainer.train()
     return trainer.finish()
 
@@ -88,6 +89,7 @@ def _dry_run(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
     try:
         bundle = build(recipe, reporter.message)
         _open_splits(recipe, bundle)
+        teaching_of(recipe, bundle, reporter.message)
     except UserError as error:
         reporter.warn(f"this would stop the training: {error}")
         return plan_without_data(recipe)

@@ -9,6 +9,7 @@ import torch
 from smarttrim_cli.engine.artifact import build_backbone, build_task, parameter_count
 from smarttrim_cli.engine.build import attach, plan_for_model, section_of
 from smarttrim_cli.engine.starting import backbone_section, start_of
+from smarttrim_cli.engine.student import apart, student_of
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.plan import Plan
 from smarttrim_cli.recipe import Recipe
@@ -29,7 +30,9 @@ def backbone_without_data(recipe: Recipe) -> Any:
     labels = start.labels_folder(task.form_name)
     if labels is not None:
         task.prepare_labels(labels)
-    return build_backbone(backbone_section(section_of(recipe.backbone), start), task.form)
+    section, keep = apart(backbone_section(section_of(recipe.backbone), start), start)
+    backbone = build_backbone(section, task.form)
+    return student_of(section, keep, backbone)[1] if keep else backbone
 
 
 def describe_plan(recipe: Recipe, model: TrimmedModel, plan: Plan) -> dict[str, Any]:

@@ -60,9 +60,16 @@ class Run:
         return self.path / "summary.json"
 
     def checkpoints(self) -> list[Path]:
-        """Checkpoints by step, oldest first."""
-        found = [path for path in (self.path / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
-        return sorted(found, key=lambda path: int(path.name[5:]))
+        """Checkpoints by step, oldest first; those of a warm start come before the others."""
+        found = []
+        for phase in ("warmup", "step"):
+            numbers = [path.name.removeprefix(f"{phase}-") for path in self._checkpoints_of(phase)]
+            steps = sorted(int(number) for number in numbers if number.isdigit())
+            found += [self.path / "checkpoints" / f"{phase}-{step}" for step in steps]
+        return found
+
+    def _checkpoints_of(self, phase: str) -> Iterator[Path]:
+        return (self.path / "checkpoints").glob(f"{phase}-*")
 
     def start(self, recipe: Recipe) -> None:
         """Create the directory and store the resolved recipe."""
@@ -88,11 +95,15 @@ class Run:
             except json.JSONDecodeError:
                 continue
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, warmup_step: int = 0) -> None:
         """Drop metrics of later steps (a resumed run makes those again) and a line cut short by a crash."""
         if self.metrics.exists():
-            lines = [json.dumps(record) + "\n" for record in self.history() if record["step"] <= step]
-            write_text(self.metrics, "".join(lines))
+            kept = [
+                record
+                for record in self.history()
+                if record["step"] <= step and record.get("warmup_step", 0) <= warmup_step
+            ]
+            write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def summary(self) -> dict[str, Any]:
         """Results so far."""

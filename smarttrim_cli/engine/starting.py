@@ -32,6 +32,8 @@ from smarttrim_cli.recipe import Recipe
 
 Log = Callable[[str], None]
 RANDOM, FOLDER, OFFICIAL, HUGGING_FACE = "random", "folder", "official", "huggingface"
+_FREE = ("max_text_length", "image_size", "keep_layers")
+"""What a recipe may ask for although a model folder brings sizes: positions are resized, layers chosen."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,15 @@ def start_of(recipe: Recipe) -> Start:
         UserError: There is no such thing.
     """
     name = recipe.backbone.options_dict().get("checkpoint")
-    if name is None:
-        return Start()
+    return Start() if name is None else start_named(name)
+
+
+def start_named(name: str) -> Start:
+    """What a ``checkpoint`` key names: an official file, a Hugging Face folder or a model folder.
+
+    Raises:
+        UserError: There is no such thing.
+    """
     path = Path(name)
     if path.is_file():
         _refuse_other_files(path)
@@ -118,8 +127,8 @@ def backbone_section(asked: dict[str, Any], start: Start) -> dict[str, Any]:
             f"the checkpoint is of backbone {stored['name']!r}, the recipe of {asked['name']!r}",
             where="backbone.name",
         )
-    _refuse_contradictions(asked, stored, keys=asked.keys() - {"max_text_length"})
-    return stored | {key: asked[key] for key in ("max_text_length",) if key in asked}
+    _refuse_contradictions(asked, stored, keys=asked.keys() - set(_FREE))
+    return stored | {key: asked[key] for key in _FREE if key in asked}
 
 
 def _refuse_contradictions(asked: dict[str, Any], stored: dict[str, Any], keys: Any) -> None:
@@ -157,15 +166,15 @@ def load_start(name: str, model: Any, start: Start, log: Log) -> None:
         file = start.path / WEIGHTS
         tensors = read_tensors(file)
         same_task = start.form is not None and start.form.name == model.form.name
+        if not same_task and hasattr(plugin, "carry_vocabulary"):
+            assert start.config is not None
+            before = registry.options("backbones", start.config["backbone"])
+            tensors = plugin.carry_vocabulary(model, tensors, before)
+        adapt = getattr(plugin, "adapt", lambda model, tensors: (tensors, []))
+        tensors, changes = adapt(model, tensors)
+        for change in changes:
+            log(f"resized {change}")
         if not same_task:
-            if hasattr(plugin, "carry_vocabulary"):
-                assert start.config is not None
-                before = registry.options("backbones", start.config["backbone"])
-                tensors = plugin.carry_vocabulary(model, tensors, before)
-            adapt = getattr(plugin, "adapt", lambda model, tensors: (tensors, []))
-            tensors, changes = adapt(model, tensors)
-            for change in changes:
-                log(f"resized {change}")
             fresh = getattr(plugin, "may_be_fresh", lambda name: model.part_of(name) == "head")
             tensors = carried_over(model, tensors, fresh, log)
         load_into(model, tensors, str(file))

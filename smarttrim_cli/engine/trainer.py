@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from smarttrim_cli.engine.artifact import Bundle, save_model
 from smarttrim_cli.engine.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from smarttrim_cli.engine.files import new_folder
+from smarttrim_cli.engine.importance import rank_heads
 from smarttrim_cli.engine.inference import batches, predict, to_device
 from smarttrim_cli.engine.loading import Loader
 from smarttrim_cli.engine.optim import make_optimizer, schedule_factor
@@ -26,17 +27,21 @@ from smarttrim_cli.engine.report import Reporter
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.engine.sampling import StepSampler
 from smarttrim_cli.engine.scores import collapse_warning, score_summary
+from smarttrim_cli.engine.teacher import teaching_of
+from smarttrim_cli.engine.warmup import warmup_of
 from smarttrim_cli.errors import SmartTrimError, UserError
 from smarttrim_cli.pruning.calibrate import Calibration, calibrate
 from smarttrim_cli.pruning.context import Sampling
 from smarttrim_cli.pruning.objective import Objective, Target, Weights
 from smarttrim_cli.pruning.plan import Plan
+from smarttrim_cli.pruning.saliency import Warmup
 from smarttrim_cli.pruning.schedule import (
     linear_schedule,
     noise_share,
     scheduled_targets,
     steered_threshold,
 )
+from smarttrim_cli.pruning.teacher import TaughtObjective
 from smarttrim_cli.recipe import Recipe
 
 
@@ -45,6 +50,7 @@ class Progress:
     """Where training is."""
 
     step: int = 0
+    warmup_step: int = 0
     best_score: float | None = None
     best_step: int | None = None
     seconds: float = 0.0
@@ -76,7 +82,9 @@ class Trainer:
                 hint="pruning: null, or another task",
             )
         task = bundle.task
-        self.objective = Objective(bundle.model, task.loss, task.logits, _weights(recipe), auxiliary)
+        teaching = teaching_of(recipe, bundle, reporter.message)
+        parts = (bundle.model, task.loss, task.logits, _weights(recipe), auxiliary)
+        self.objective = Objective(*parts) if teaching is None else TaughtObjective(teaching, *parts)
         self.dataset = bundle.task.dataset(bundle.task.split_name("train"), bundle.processor, training=True)
         self.samples_per_step = (
             train.per_device_train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
@@ -89,8 +97,11 @@ class Trainer:
         factor = schedule_factor(recipe.optimizer, self.total_steps)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         self.wrapped, self.optimizer = accelerator.prepare(self.objective, optimizer)
+        if teaching is not None:
+            teaching.model.to(accelerator.device)
         self.writer = _tensorboard(recipe) if accelerator.is_main_process else None
         self.tracker: Any = None
+        self.warmup = warmup_of(self)
 
     # --- the loop ---
 
@@ -105,7 +116,9 @@ class Trainer:
         """All steps that are still to do."""
         if self.writer is not None:
             self.tracker = self.writer(str(self.run.path / "tensorboard"), purge_step=self.progress.step + 1)
-        loader = iter(self._loader())
+        if self.warmup is not None:
+            self.warmup.run()
+        loader = iter(self.loader(self.progress.step, self.total_steps, self.recipe.seed))
         started, before = time.perf_counter(), self.progress.seconds
         with self.reporter.track(self.total_steps, "training") as tracker:
             while self.progress.step < self.total_steps:
@@ -119,15 +132,16 @@ class Trainer:
                     self.progress.sums = {}
                 self._evaluate_and_save()
 
-    def _loader(self) -> Loader:
+    def loader(self, first: int, last: int, seed: int) -> Loader:
+        """Training batches of this process for the steps from one to before another."""
         train = self.recipe.train
         micro = train.gradient_accumulation_steps * self.accelerator.num_processes
         sampler = StepSampler(
             len(self.dataset),  # type: ignore[arg-type]
             train.per_device_train_batch_size,
-            self.recipe.seed,
-            self.progress.step * micro,
-            self.total_steps * micro,
+            seed,
+            first * micro,
+            last * micro,
         )
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         own = [batch for number, batch in enumerate(sampler) if number % processes == rank]
@@ -142,12 +156,38 @@ class Trainer:
         )
 
     def _step(self, loader: Any) -> dict[str, float]:
+        target = self.target_at(self.progress.step / self.total_steps)
+        if target is not None:
+            if self._trimming_begins():
+                self._rank_heads()
+            self.bundle.model.set_targets(target.kept)
+        terms = self.optimize(loader, target)
+        self.scheduler.step()
+        controller = self.recipe.strategy.budget_controller
+        if target is not None and controller.enabled:
+            ratio = self.mean_over_processes(terms["macs_ratio"])
+            threshold = self.bundle.model.threshold
+            threshold.fill_(steered_threshold(float(threshold), ratio, target.macs, controller.gain))
+        return terms
+
+    def _trimming_begins(self) -> bool:
+        """Whether the next step is the first that trims."""
+        step = self.progress.step
+        return step == 0 or self.target_at((step - 1) / self.total_steps) is None
+
+    def _rank_heads(self) -> None:
+        split = self.bundle.task.split_name("train")
+        count = rank_heads(
+            self.bundle, split, self.recipe.train.per_device_train_batch_size, self.recipe.seed
+        )
+        if count:
+            self.reporter.message(f"heads ranked by their importance on {count} instances of {split}")
+
+    def optimize(self, loader: Any, target: Target | Warmup | None) -> dict[str, float]:
+        """One optimizer step: forward and backward passes over accumulated batches; mean losses."""
         self.wrapped.train()
         terms: dict[str, float] = {}
         progress = self.progress.step / self.total_steps
-        target = self.target_at(progress)
-        if target is not None:
-            self.bundle.model.set_targets(target.kept)
         accumulation = self.recipe.train.gradient_accumulation_steps
         for _ in range(accumulation):
             batch = to_device(next(loader), self.accelerator.device)
@@ -165,15 +205,10 @@ class Trainer:
                 self.optimizer.zero_grad()
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0.0) + float(value.detach()) / accumulation
-        self.scheduler.step()
-        controller = self.recipe.strategy.budget_controller
-        if target is not None and controller.enabled:
-            ratio = self._mean_over_processes(terms["macs_ratio"])
-            threshold = self.bundle.model.threshold
-            threshold.fill_(steered_threshold(float(threshold), ratio, target.macs, controller.gain))
         return terms
 
-    def _mean_over_processes(self, value: float) -> float:
+    def mean_over_processes(self, value: float) -> float:
+        """A number that every process has, as their mean."""
         tensor = torch.tensor(value, device=self.accelerator.device)
         return float(self.accelerator.reduce(tensor, reduction="mean"))
 
@@ -288,6 +323,8 @@ class Trainer:
         """Calibrate the budget, save the model, score it on the evaluation split."""
         self.bundle.model.eval()
         result: dict[str, Any] = {"run_dir": str(self.run.path), "steps": self.total_steps}
+        if self.warmup is not None:
+            result["warmup_steps"] = self.warmup.steps
         result["train_seconds"] = round(self.progress.seconds, 1)
         calibration = self._calibrate()
         if calibration is not None:
@@ -329,6 +366,7 @@ def _weights(recipe: Recipe) -> Weights:
         distillation_temperature=distillation.temperature,
         cost=cost.weight,
         cost_on=cost.on,
+        cost_one_sided=cost.one_sided,
     )
 
 

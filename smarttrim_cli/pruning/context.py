@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from smarttrim_cli.pruning.attention import AttentionState
-from smarttrim_cli.pruning.cls_mlps import JointMlps
 from smarttrim_cli.pruning.decisions import Decisions, keep_grid, unpack
 from smarttrim_cli.pruning.gumbel import gumbel_sigmoid, hard_mask, logistic_noise, straight_through
+from smarttrim_cli.pruning.joint_mlps import JointMlps
 from smarttrim_cli.pruning.sites import TOKEN, Architecture, AttentionSpec, LayerSpec, Site
 from smarttrim_cli.pruning.stream import (
     MaskedStream,
@@ -64,7 +64,7 @@ class ForwardContext:
         instance_ids_B: Identity of the instances, for trimmers that draw at random.
         log_scores: Keep the scores of every site in the decisions.
         rounded: Round packed tokens up, see :class:`PackedStream`.
-        joint: Runs the CLS MLPs of a layer's trimmers as one; None runs each trimmer by itself.
+        joint: Runs the MLPs of a layer's trimmers as one; None runs each trimmer by itself.
         copies: Rows per instance of every stream.
         repeated: Rows that stand for one that was paid for, while several texts look at one image.
         work: What decoders have done, per instance.
@@ -203,8 +203,11 @@ class ForwardContext:
             if isinstance(stream, PackedStream):
                 return replayed[stream.segment_T, stream.positions_T]
             return replayed.to(view.tokens.dtype)
-        from_cls = self.from_cls.get(site.name)
-        scores = trimmer(view) if from_cls is None else trimmer.scores_given(view, from_cls)
+        scores = None
+        if self.joint is not None:
+            scores = self.joint.token_scores(site.name, trimmer, view, self.from_cls.get(site.name))
+        if scores is None:
+            scores = trimmer(view)
         if self.log_scores:
             self.score_log[site.name] = (stream, scores.detach())
         if isinstance(stream, PackedStream):

@@ -1,22 +1,25 @@
-"""The CLS MLPs of all trimmers that decide at one place, run as one MLP at inference.
+"""What the trimmers of one layer compute, in as few operators as can be, at inference.
 
 A layer has a token trimmer and up to three head trimmers, each with a small MLP on the same CLS vectors. One
 after the other they are a dozen operators on a single row, whose calls cost more than their work. Joined, the
-first layers are stacked and the second ones lie on a block diagonal.
+first layers are stacked and the second ones lie on a block diagonal. A token trimmer's projection and the
+first layer of its local MLP have nothing between them: they are one layer, which gives both.
 
-Legend: B instances, I inputs (own CLS, or own and guiding CLS), J hidden units of all, O outputs of all.
+Legend: B instances, T packed tokens, I inputs (own CLS, or own and guiding CLS), J hidden units of all, O
+outputs of all, D' the width that tokens are projected to, L hidden units of the local MLP.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from smarttrim_cli.pruning.prepared import version_of
-from smarttrim_cli.trimmers.base import ClsMlp, Trimmer
+from smarttrim_cli.pruning.prepared import LaidOutLinear, version_of
+from smarttrim_cli.trimmers.base import ClsMlp, TokenMlp, TokenView, Trimmer
 
 
 class JointMlps:
@@ -24,6 +27,7 @@ class JointMlps:
 
     def __init__(self) -> None:
         self._layers: dict[tuple[str, ...], _Layer] = {}
+        self._tokens: dict[str, _TokenScores] = {}
 
     def outputs(
         self, trimmers: Mapping[str, Trimmer], own_BD: Tensor, guide_BD: Tensor | None
@@ -37,18 +41,49 @@ class JointMlps:
         """
         names = tuple(trimmers)
         layer = self._layers.get(names)
-        if layer is None or layer.version != _version(trimmers):
+        if layer is None or layer.made_of.changed():
             layer = self._layers[names] = _Layer(trimmers, own_BD.shape[1])
         return layer.outputs(own_BD, guide_BD)
 
+    def token_scores(
+        self, name: str, trimmer: Trimmer, view: TokenView, from_cls: Tensor | None
+    ) -> Tensor | None:
+        """Scores (1, T) of packed tokens, given what the trimmer's CLS MLP says; None if it cannot be joined.
 
-def _version(trimmers: Mapping[str, Trimmer]) -> tuple[tuple[int, int], ...]:
-    return tuple(version_of(p) for trimmer in trimmers.values() for p in trimmer.parameters())
+        Args:
+            name: Site name.
+            trimmer: Its token trimmer.
+            view: What it is to score.
+            from_cls: (B, D'), None of a trimmer without such an MLP.
+        """
+        scores = self._tokens.get(name)
+        if scores is None or scores.made_of.changed():
+            scores = self._tokens[name] = _TokenScores(trimmer)
+        return scores.of(view, from_cls)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> JointMlps:
+        return JointMlps()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return JointMlps, ()
+
+
+class _MadeOf:
+    """The parameters that something was made of; their modules are not asked again, that takes too long."""
+
+    def __init__(self, *trimmers: nn.Module) -> None:
+        self.parameters = [parameter for trimmer in trimmers for parameter in trimmer.parameters()]
+        self.versions = [version_of(parameter) for parameter in self.parameters]
+
+    def changed(self) -> bool:
+        return [version_of(parameter) for parameter in self.parameters] != self.versions
 
 
 class _Layer:
+    """The CLS MLPs of a layer."""
+
     def __init__(self, trimmers: Mapping[str, Trimmer], width: int) -> None:
-        self.version = _version(trimmers)
+        self.made_of = _MadeOf(*trimmers.values())
         found = {name: trimmer.cls_mlp() for name, trimmer in trimmers.items()}
         mlps: dict[str, ClsMlp] = {name: mlp for name, mlp in found.items() if mlp is not None}
         self.names, self.sizes = list(mlps), [len(mlp.bias) for mlp in mlps.values()]
@@ -58,9 +93,8 @@ class _Layer:
 
     def _join(self, mlps: list[ClsMlp]) -> None:
         inputs = max(mlp.first.in_features for mlp in mlps)
-        first = [F.pad(mlp.first.weight, (0, inputs - mlp.first.in_features)) for mlp in mlps]
-        self.first_JI = torch.cat(first).detach()
-        self.first_bias_J = torch.cat([mlp.first.bias for mlp in mlps]).detach()
+        first_JI = torch.cat([F.pad(mlp.first.weight, (0, inputs - mlp.first.in_features)) for mlp in mlps])
+        self.first = LaidOutLinear(first_JI, torch.cat([mlp.first.bias for mlp in mlps]))
         self.second_OJ = torch.block_diag(*(mlp.weight.detach() for mlp in mlps))
         self.second_bias_O = torch.cat([mlp.bias for mlp in mlps]).detach()
 
@@ -68,10 +102,38 @@ class _Layer:
         if not self.names:
             return {}
         x_BI = own_BD if guide_BD is None or not self.guided else torch.cat((own_BD, guide_BD), 1)
-        if len(x_BI) == 1:
-            hidden_J = F.gelu(torch.addmv(self.first_bias_J, self.first_JI, x_BI[0]))
-            out_BO = torch.addmv(self.second_bias_O, self.second_OJ, hidden_J).unsqueeze(0)
+        hidden_BJ = self.first(x_BI, gelu=True)
+        if len(hidden_BJ) == 1:
+            out_BO = torch.addmv(self.second_bias_O, self.second_OJ, hidden_BJ[0]).unsqueeze(0)
         else:
-            hidden_BJ = F.gelu(F.linear(x_BI, self.first_JI, self.first_bias_J))
             out_BO = F.linear(hidden_BJ, self.second_OJ, self.second_bias_O)
         return dict(zip(self.names, out_BO.split(self.sizes, 1), strict=True))
+
+
+class _TokenScores:
+    """A token trimmer's part on tokens."""
+
+    def __init__(self, trimmer: Trimmer) -> None:
+        self.made_of = _MadeOf(trimmer)
+        mlp = trimmer.token_mlp()
+        self.first = None if mlp is None else self._join(mlp)
+
+    def _join(self, mlp: TokenMlp) -> LaidOutLinear:
+        project: Any = mlp.project
+        weight = torch.cat((project.weight, mlp.local.weight @ project.weight))
+        bias = torch.cat((project.bias, F.linear(project.bias, mlp.local.weight, mlp.local.bias)))
+        self.width = project.out_features
+        self.last_L, self.last_bias = mlp.last.weight.detach()[0], mlp.last.bias.detach()
+        return LaidOutLinear(weight, bias)
+
+    def of(self, view: TokenView, from_cls: Tensor | None) -> Tensor | None:
+        if self.first is None:
+            return None
+        both = self.first(view.tokens[0])
+        projected_TD, local_TL = both[:, : self.width], F.gelu(both[:, self.width :])
+        scores_T = torch.addmv(self.last_bias, local_TL, self.last_L)
+        if from_cls is None:
+            return scores_T.unsqueeze(0)
+        if len(from_cls) == 1:
+            return torch.addmv(scores_T, projected_TD, from_cls[0]).unsqueeze(0)
+        return scores_T + (view.stream.spread(from_cls) * projected_TD).sum(-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smarttrim_cli.pruning.cls_mlps import JointMlps
 from smarttrim_cli.pruning.context import ForwardContext, Sampling, running
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.inject import attach_attention
+from smarttrim_cli.pruning.joint_mlps import JointMlps
 from smarttrim_cli.pruning.prepared import prepare, restore, usable
 from smarttrim_cli.pruning.sites import TOKEN, Architecture, Site
 from smarttrim_cli.trimmers.base import SiteInfo, Trimmer
@@ -156,9 +156,20 @@ class TrimmedModel(nn.Module):
             trimmer.start_keeping(keep_logit)
 
     def set_targets(self, kept: Mapping[str, float]) -> None:
-        """Tell schedule-following trimmers the target kept fraction of their group."""
+        """Tell trimmers the target kept fraction of their group; those with ``one_target`` get the mean."""
+        targets = {name: kept[Site.parse(name).group] for name in self.sites}
+        together = self.heads([name for name, trimmer in self.sites.items() if trimmer.one_target])
+        mean = sum(targets[name] * heads for name, heads in together.items()) / sum(together.values() or [1])
         for name, trimmer in self.sites.items():
-            trimmer.set_target(kept[Site.parse(name).group])
+            trimmer.set_target(mean if name in together else targets[name])
+
+    def heads(self, names: Iterable[str]) -> dict[str, int]:
+        """Number of heads of head sites."""
+        sites = {name: Site.parse(name) for name in names}
+        return {
+            name: self.architecture.layer(site.stream, site.layer).attention(site.kind).heads
+            for name, site in sites.items()
+        }
 
     @contextmanager
     def at_threshold(self, threshold: float) -> Iterator[None]:

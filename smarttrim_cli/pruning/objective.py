@@ -17,6 +17,7 @@ from smarttrim_cli.pruning.context import Sampling
 from smarttrim_cli.pruning.cost import complete, full_counts, measured_counts, start_of, total_macs
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.model import TrimmedModel
+from smarttrim_cli.pruning.saliency import Warmup, guidance_losses, own_answer, probe
 from smarttrim_cli.pruning.sites import TOKEN, Site
 
 
@@ -50,19 +51,22 @@ def kept_fractions(decisions: Decisions, groups: list[str], heads: Mapping[str, 
     return fractions
 
 
-def cost_loss(kept: Mapping[str, Tensor], target: Mapping[str, float]) -> Tensor:
+def cost_loss(kept: Mapping[str, Tensor], target: Mapping[str, float], one_sided: bool = False) -> Tensor:
     """L_cost = mean over groups of (beta_p - gamma_p)^2, Eq. 9.
 
     Args:
         kept: beta_p, group to scalar (mean over layers and batch).
         target: gamma_p, target kept fraction per group.
+        one_sided: Only what is above its target costs, max(0, beta_p - gamma_p)^2: a variant of ours.
     """
-    return torch.stack([(kept[group] - target[group]) ** 2 for group in kept]).mean()
+    over_P = torch.stack([kept[group] - target[group] for group in kept])
+    return ((over_P.clamp(min=0) if one_sided else over_P) ** 2).mean()
 
 
-def macs_loss(ratio: Tensor, target: float) -> Tensor:
-    """Cost loss on the MACs themselves: (trimmed / full - target)^2, a variant of ours."""
-    return (ratio - target) ** 2
+def macs_loss(ratio: Tensor, target: float, one_sided: bool = False) -> Tensor:
+    """Cost loss on the MACs themselves: (trimmed / full - target)^2, a variant of ours; see ``cost_loss``."""
+    over = ratio - target
+    return (over.clamp(min=0) if one_sided else over) ** 2
 
 
 def distillation_loss(trimmed: Tensor, full: Tensor, temperature: float = 1.0) -> Tensor:
@@ -97,12 +101,14 @@ class Weights:
         distillation_temperature: Temperature of both distributions.
         cost: lambda_cost.
         cost_on: ``kept_fraction`` (the paper) or ``macs``.
+        cost_one_sided: Whether only what is above the target costs.
     """
 
     distillation: float = 1.0
     distillation_temperature: float = 1.0
     cost: float = 20.0
     cost_on: str = "kept_fraction"
+    cost_one_sided: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,7 @@ class Objective(nn.Module):
             if Site.parse(name).kind != TOKEN
         }
 
-    def forward(self, batch: Any, target: Target | None, progress: float) -> dict[str, Tensor]:
+    def forward(self, batch: Any, target: Target | Warmup | None, progress: float) -> dict[str, Tensor]:
         """Losses of a batch: ``loss`` (to minimise) and its terms, and ``kept/<group>``."""
         if self.auxiliary is not None:
             return self.auxiliary(batch, progress)
@@ -181,6 +187,8 @@ class Objective(nn.Module):
         if target is None:
             loss = self.task_loss(self.model(batch.inputs, "full").output, batch)
             return {"loss": loss, "task": loss.detach()}
+        if isinstance(target, Warmup):
+            return self._warm_up(batch, target)
         forward = self.model(batch.inputs, "masked", sampling=target.sampling)
         task = self.task_loss(forward.output, batch)
         kept = kept_fractions(forward.decisions, self.model.groups, self.heads)
@@ -188,12 +196,29 @@ class Objective(nn.Module):
         on_macs = self.weights.cost_on == "macs"
         with torch.set_grad_enabled(on_macs and torch.is_grad_enabled()):  # else it is only logged
             ratio = macs_ratio(self.model, forward.decisions)
-        cost = macs_loss(ratio, target.macs) if on_macs else cost_loss(kept, target.kept)
-        distillation = self._distillation(forward.output, batch)
         w = self.weights
+        if on_macs:
+            cost = macs_loss(ratio, target.macs, w.cost_one_sided)
+        else:
+            cost = cost_loss(kept, target.kept, w.cost_one_sided)
+        distillation = self._distillation(forward.output, batch)
         loss = total_loss(task, distillation, cost, w.distillation, w.cost)
         terms = {"task": task, "distillation": distillation, "cost": cost, "macs_ratio": ratio}
         log = terms | {f"kept/{group}": value for group, value in kept.items()}
+        return {"loss": loss, **{name: value.detach() for name, value in log.items()}}
+
+    def _warm_up(self, batch: Any, settings: Warmup) -> dict[str, Tensor]:
+        """Losses of the warm start: the task's, and the mean divergence of the scores from saliency."""
+        found = probe(self.model, batch.inputs)
+        task = self.task_loss(found.output, batch)
+        answer = own_answer(found.output, self.logits(found.output, batch))
+        of_site = guidance_losses(found, answer, settings)
+        guidance = torch.stack(list(of_site.values())).mean()
+        log = {"task": task, "guidance": guidance}
+        for group in dict.fromkeys(Site.parse(name).group for name in of_site):
+            own = [loss for name, loss in of_site.items() if Site.parse(name).group == group]
+            log[f"guidance/{group}"] = torch.stack(own).mean()
+        loss = task + settings.weight * guidance
         return {"loss": loss, **{name: value.detach() for name, value in log.items()}}
 
     def _distillation(self, output: Any, batch: Any) -> Tensor:

@@ -22,6 +22,9 @@ MIN_WEIGHTS = 1 << 18
 MIN_MACS = 1 << 24
 """A call of these kernels takes longer than one of torch's own: many weights or much work must pay for it."""
 
+MIN_JOINT = 1 << 15
+"""The same for :class:`LaidOutLinear`, whose calls check less."""
+
 
 def _operators() -> tuple[Any, Any] | None:
     try:
@@ -87,6 +90,31 @@ class PreparedLinear(nn.Linear):
         assert _OPERATORS is not None
         out: Tensor = _OPERATORS[0](x, self._layout.of(self.weight), self.bias, "none", [], "")
         return out
+
+
+class LaidOutLinear:
+    """A linear layer of weights that belong to no module, laid out; a gelu can follow in the same kernel.
+
+    Args:
+        weight: (D', D).
+        bias: (D').
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.bias = weight.detach(), bias.detach()
+        self.laid_out: Tensor | None = None
+
+    def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """(N, D) to (N, D')."""
+        if self.weight.numel() < MIN_JOINT or not usable(x):
+            out = F.linear(x, self.weight, self.bias)
+            return F.gelu(out) if gelu else out
+        assert _OPERATORS is not None
+        if self.laid_out is None:
+            self.laid_out = _OPERATORS[1](self.weight, None)
+        post: tuple[str, list[Any], str] = ("gelu", [], "none") if gelu else ("none", [], "")
+        result: Tensor = _OPERATORS[0](x, self.laid_out, self.bias, *post)
+        return result
 
 
 def part_of_linear(linear: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -61,6 +61,8 @@ class LayerSpec:
             QuickGELU) and linear layers of the host's own.
         kinds: Kinds of sites that may have trimmers.
         second_cross_attention: A second cross-attention beside the first, if any (BLIP's NLVR2).
+        output_of: Path of the module whose output is the layer's; needed for distillation alone.
+        input_of: Path of the module that reads the layer's output first, where no module gives it out.
     """
 
     stream: str
@@ -75,6 +77,8 @@ class LayerSpec:
     extra_macs: int = 0
     kinds: tuple[str, ...] = (TOKEN, SELF_HEAD, CROSS_HEAD, CROSS_HEAD_1)
     second_cross_attention: AttentionSpec | None = None
+    output_of: str = ""
+    input_of: str = ""
 
     @property
     def attentions(self) -> tuple[tuple[str, AttentionSpec], ...]:

@@ -154,8 +154,10 @@ def _unknown_key(path: KeyPath, model: type[BaseModel], data: Mapping[str, Any],
     nearest = registry.did_you_mean(key, valid)
     if nearest:
         return f"unknown key; did you mean {nearest}?"
-    elsewhere = [dotted((*prefix, *other)) for other in _all_paths(model) if other[-1] == key]
-    if elsewhere:
+    paths = [other for other in _all_paths(model) if other[-1] == key]
+    if paths:
+        shortest = min(len(other) for other in paths)
+        elsewhere = [dotted((*prefix, *other)) for other in paths if len(other) == shortest]
         return f"unknown key here; did you mean {' or '.join(elsewhere[:3])}?"
     return f"unknown key; valid here: {', '.join(valid) or 'none'}"
 

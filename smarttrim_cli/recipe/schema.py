@@ -191,6 +191,7 @@ class CostLoss(Section):
 
     weight: float = Field(20.0, ge=0, description="Weight of the loss.")
     on: Literal["kept_fraction", "macs"] = Field("kept_fraction", description="What the cost is.")
+    one_sided: bool = Field(False, description="Whether only what is above the target costs; ours.")
 
 
 class BudgetController(Section):
@@ -204,6 +205,45 @@ class BudgetController(Section):
     )
 
 
+class GuidanceWarmup(Section):
+    """Warm start of the token trimmers' scores on the full model's own saliency; not in the paper."""
+
+    enabled: bool = Field(
+        False, description="Whether scores learn the full model's gradient saliency before trimming begins."
+    )
+    steps: Count = Field(400, description="Optimizer steps, in addition to those of train.")
+    learning_rate: Positive = Field(
+        5e-3,
+        description="Peak learning rate of the trimmers meanwhile; the backbone keeps its own.",
+    )
+    weight: Positive = Field(1.0, description="Weight of the divergence beside the task loss.")
+    saliency: Literal["onward", "layer"] = Field(
+        "onward", description="What a token is worth: from its layer on, or in its layer alone."
+    )
+    temperature: Positive = Field(1.0, description="Above 1 flattens the saliency that is learned.")
+    smoothing: Fraction = Field(
+        0.1, description="Share of the uniform distribution in what is learned; bounds low scores."
+    )
+    key_std: float = Field(
+        0.1, ge=0, description="Spread that the trimmers' W_k starts with, which stable_init puts to 0."
+    )
+    margin: float = Field(
+        1.0, description="How far above the threshold the lowest scores lie when trimming begins."
+    )
+
+
+class Teacher(Section):
+    """Distillation from a full model into one of fewer layers (FTKD), for runs without trimming."""
+
+    checkpoint: str = Field(
+        description="The teacher: whatever backbone.checkpoint takes, trained for the task.", min_length=1
+    )
+    logits: float = Field(1.0, ge=0, description="Weight of the divergence of the logits.")
+    hidden: float = Field(1.0, ge=0, description="Weight of the squared distance of the layers' outputs.")
+    attention: float = Field(1.0, ge=0, description="Weight of the divergence of the attention weights.")
+    temperature: Positive = Field(1.0, description="Temperature of both distributions of logits.")
+
+
 class Strategy(Section):
     """How a model is led to its target."""
 
@@ -215,6 +255,12 @@ class Strategy(Section):
     cost_loss: CostLoss = Field(default_factory=CostLoss, description="Cost loss.")
     budget_controller: BudgetController = Field(
         default_factory=BudgetController, description="Threshold steering; ours, not the paper's."
+    )
+    guidance_warmup: GuidanceWarmup = Field(
+        default_factory=GuidanceWarmup, description="Warm start of the scores; ours, not the paper's."
+    )
+    teacher: Teacher | None = Field(
+        None, description="Distillation from a full model, for `pruning: null`; null: none."
     )
 
 

@@ -8,6 +8,7 @@ Legend: B batch, N tokens, T packed tokens, D width, D' trimmer width, H heads.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -85,6 +86,21 @@ class ClsMlp:
     bias: Tensor
 
 
+@dataclass(frozen=True)
+class TokenMlp:
+    """How a trimmer scores tokens: w gelu(L P x + ..) + b, and, with a CLS MLP that says g, P x . g too.
+
+    Attributes:
+        project: P with its bias, (D', D).
+        local: L with its bias, (hidden, D').
+        last: w and b, one output.
+    """
+
+    project: nn.Linear
+    local: nn.Linear
+    last: nn.Linear
+
+
 class Trimmer(nn.Module):
     """Base of all trimmers: initial state, target and cost.
 
@@ -94,25 +110,40 @@ class Trimmer(nn.Module):
         relative: Whether a token's score depends on which other tokens of its instance are left (ranks among
             them).
         rewrites: Whether kept tokens take something over from dropped ones: :meth:`rewrite` is called.
+        by_importance: Whether heads are ranked by their importance to the full model: it is measured when
+            trimming begins, and :meth:`set_importance` is called.
+        one_target: Whether a model's trimmers share one target, the mean of their groups' targets over heads.
     """
 
     draws = False
     relative = False
     rewrites = False
+    by_importance = False
+    one_target = False
 
     def start_keeping(self, keep_logit: float) -> None:
         """Stable initialisation: every score starts near ``keep_logit``. Nothing to do without parameters."""
 
+    def start_guided(self, std: float) -> None:
+        """Before a warm start: bilinear forms, which ``start_keeping`` puts to 0, begin at this spread."""
+
+    def shift_scores(self, amount: float) -> None:
+        """Add an amount to every score, for good; a trimmer without this cannot be warm-started."""
+        raise TypeError(f"{type(self).__name__} cannot shift its scores")
+
     def set_target(self, keep_fraction: float) -> None:
         """Told the current target (after the curriculum); only trimmers that follow a schedule use it."""
+
+    def set_importance(self, name: str, importance: Mapping[str, Tensor]) -> None:
+        """Told, once, the importance (H) of the heads at its own site ``name``, and at all others like it."""
 
     def cls_mlp(self) -> ClsMlp | None:
         """The part that depends on CLS vectors alone, if it is such an MLP: those of a layer run as one."""
         return None
 
-    def scores_given(self, view: TokenView, from_cls: Tensor) -> Tensor:
-        """Scores of tokens, given what :meth:`cls_mlp` says of their CLS vectors, (B, outputs)."""
-        raise TypeError(f"{type(self).__name__} has no CLS MLP")
+    def token_mlp(self) -> TokenMlp | None:
+        """How it scores tokens given what :meth:`cls_mlp` says, if it is done so: in fewer operators then."""
+        return None
 
     def rewrite(self, view: TokenView, keep: Tensor) -> Tensor:
         """Tokens that flow on, shaped like ``view.tokens``; only those of kept positions matter.

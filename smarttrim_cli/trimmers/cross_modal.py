@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from smarttrim_cli.trimmers.base import ClsMlp, SiteInfo, TokenView, Trimmer
+from smarttrim_cli.trimmers.base import ClsMlp, SiteInfo, TokenMlp, TokenView, Trimmer
 
 SCORES = "token"
 
@@ -29,6 +28,21 @@ def local_score(mlp: nn.Module, projected: Tensor) -> Tensor:
     return mlp(projected).squeeze(-1)
 
 
+def token_mlp(project: nn.Linear, local: nn.Sequential) -> TokenMlp:
+    """Projection and local MLP as what :mod:`smarttrim_cli.pruning.joint_mlps` joins."""
+    first, last = local[0], local[2]
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    return TokenMlp(project, first, last)
+
+
+def add_to_bias(mlp: nn.Sequential, amount: float) -> None:
+    """Shift what an MLP gives by an amount."""
+    last = mlp[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.bias.add_(amount)
+
+
 def global_guide(mlp: nn.Module, own_cls_BD: Tensor, guide_cls_BD: Tensor | None) -> Tensor:
     """The guide g = MLP_g([c_s ; c_c]), Eq. 4: (B, D'); under ``self`` guidance c_s alone."""
     both = own_cls_BD if guide_cls_BD is None else torch.cat((own_cls_BD, guide_cls_BD), -1)
@@ -37,8 +51,6 @@ def global_guide(mlp: nn.Module, own_cls_BD: Tensor, guide_cls_BD: Tensor | None
 
 def global_score(keyed_guide: Tensor, projected: Tensor) -> Tensor:
     """pi_glob = (g W_k) H'^T, Eq. 5: the keyed guide, spread over its tokens, against (..., D')."""
-    if keyed_guide.numel() == keyed_guide.shape[-1]:  # one instance
-        return F.linear(projected, keyed_guide.view(1, -1)).squeeze(-1)
     return (keyed_guide * projected).sum(-1)
 
 
@@ -56,18 +68,19 @@ class CrossModalTrimmer(Trimmer):
 
     def forward(self, view: TokenView) -> Tensor:
         """Scores with the leading shape of ``view.tokens``."""
-        return self.scores_given(view, self.key(global_guide(self.guide, view.own_cls_BD, view.guide_cls_BD)))
-
-    def scores_given(self, view: TokenView, from_cls: Tensor) -> Tensor:
-        """Scores, given the keyed guide g W_k (B, D')."""
+        keyed_BD = self.key(global_guide(self.guide, view.own_cls_BD, view.guide_cls_BD))
         projected = self.project(view.tokens)
-        return local_score(self.local, projected) + global_score(view.stream.spread(from_cls), projected)
+        return local_score(self.local, projected) + global_score(view.stream.spread(keyed_BD), projected)
 
     def cls_mlp(self) -> ClsMlp:
         """The keyed guide: MLP_g, its second layer joined with W_k."""
         first, second = self.guide[0], self.guide[2]
         assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
         return ClsMlp(first, self.key.weight @ second.weight, self.key.weight @ second.bias)
+
+    def token_mlp(self) -> TokenMlp:
+        """Projection and local MLP; the keyed guide is multiplied with the projection."""
+        return token_mlp(self.project, self.local)
 
     def start_keeping(self, keep_logit: float) -> None:
         """The final bias starts at ``keep_logit``, the local weights small, the bilinear form at 0.
@@ -80,6 +93,14 @@ class CrossModalTrimmer(Trimmer):
             last.weight.mul_(0.1)
             last.bias.fill_(keep_logit)
             self.key.weight.zero_()
+
+    def start_guided(self, std: float) -> None:
+        """W_k, normally distributed: at 0 it hides the guide and the projection from the global score."""
+        nn.init.normal_(self.key.weight, std=std)
+
+    def shift_scores(self, amount: float) -> None:
+        """Add to the final bias."""
+        add_to_bias(self.local, amount)
 
     def fixed_macs(self) -> int:
         """MLP_g on the CLS vectors and g W_k."""

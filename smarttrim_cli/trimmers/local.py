@@ -6,8 +6,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from smarttrim_cli.trimmers.base import SiteInfo, TokenView, Trimmer
-from smarttrim_cli.trimmers.cross_modal import local_score
+from smarttrim_cli.trimmers.base import SiteInfo, TokenMlp, TokenView, Trimmer
+from smarttrim_cli.trimmers.cross_modal import add_to_bias, local_score, token_mlp
 
 SCORES = "token"
 
@@ -36,6 +36,10 @@ class LocalTrimmer(Trimmer):
         """Scores with the leading shape of ``view.tokens``."""
         return local_score(self.local, self.project(view.tokens))
 
+    def token_mlp(self) -> TokenMlp:
+        """All of it."""
+        return token_mlp(self.project, self.local)
+
     def start_keeping(self, keep_logit: float) -> None:
         """The final bias starts at ``keep_logit``, the final weights small."""
         last = self.local[-1]
@@ -43,6 +47,10 @@ class LocalTrimmer(Trimmer):
         with torch.no_grad():
             last.weight.mul_(0.1)
             last.bias.fill_(keep_logit)
+
+    def shift_scores(self, amount: float) -> None:
+        """Add to the final bias."""
+        add_to_bias(self.local, amount)
 
     def token_macs(self) -> int:
         """Projection and local MLP."""

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import smarttrim_cli
+from smarttrim_cli.engine import baselines, trainer
 from smarttrim_cli.engine import evaluate as evaluation
-from smarttrim_cli.engine import trainer
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.inference import make_ready, predict
 from smarttrim_cli.pruning.prepared import PreparedLinear, usable
@@ -62,6 +62,7 @@ def test_evaluation_is_ready_and_training_is_not(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(trainer, "predict", noting("training"))
     monkeypatch.setattr(evaluation, "predict", noting("evaluation"))
+    monkeypatch.setattr(baselines, "predict", noting("evaluation"))
     finetune(tiny_recipe(tmp_path, "train.max_steps=4", "train.eval_steps=2"))
     evaluation.evaluate(str(tmp_path / "run"), max_instances=8, baselines=["random"])
     assert set(seen) == {("training", False), ("evaluation", True)}

@@ -71,6 +71,26 @@ def test_cost_loss() -> None:
     assert macs_loss(torch.tensor(0.8), 0.5).item() == pytest.approx(0.09)
 
 
+def test_one_sided_cost_counts_only_what_is_above_its_target() -> None:
+    kept = {"a": torch.tensor(0.9, requires_grad=True), "b": torch.tensor(0.5, requires_grad=True)}
+    cost = cost_loss(kept, {"a": 0.5, "b": 0.7}, one_sided=True)
+    assert cost.item() == pytest.approx(0.16 / 2)
+    cost.backward()
+    assert kept["a"].grad.item() == pytest.approx(0.4) and kept["b"].grad.item() == 0
+    assert macs_loss(torch.tensor(0.8), 0.5, one_sided=True).item() == pytest.approx(0.09)
+    assert macs_loss(torch.tensor(0.4), 0.5, one_sided=True).item() == 0
+
+
+@pytest.mark.parametrize("cost_on", ["kept_fraction", "macs"])
+def test_the_objective_with_a_one_sided_cost(cost_on: str) -> None:
+    module, batch = objective(distillation=0.0, cost_on=cost_on, cost_one_sided=True)
+    below = Target(dict.fromkeys(GROUPS, 0.99), 0.99, Sampling(1.0, 0.0))
+    assert module(batch, below, 0.0)["cost"].item() == 0
+    above = Target(dict.fromkeys(GROUPS, 0.01), 0.01, Sampling(1.0, 0.0))
+    two_sided, _ = objective(distillation=0.0, cost_on=cost_on)
+    assert_close(module(batch, above, 0.0)["cost"], two_sided(batch, above, 0.0)["cost"])
+
+
 def test_distillation_loss_is_the_mean_divergence_of_trimmed_from_full() -> None:
     trimmed = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]], requires_grad=True)  # p: 1/4, 3/4; 1/2, 1/2
     full = torch.zeros(2, 2, requires_grad=True)  # q: 1/2, 1/2

@@ -11,7 +11,11 @@ from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.recipe import load_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "scenes"
-RECIPES = sorted(path for path in FOLDER.glob("*/*.yaml") if not path.stem.startswith("pretrain"))
+RECIPES = sorted(
+    path
+    for path in FOLDER.glob("*/*.yaml")
+    if path.parent.name != "study" and not path.stem.startswith("pretrain")
+)
 SHORT = (
     "task.data.num_images={train: 24, calibration: 8, val: 8, test: 8}",
     "train.max_steps=3",

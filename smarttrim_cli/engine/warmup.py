@@ -1,0 +1,173 @@
+"""Warm start of a run: before trimming, the token trimmers' scores learn the full model's own saliency.
+
+Not in the paper (``strategy.guidance_warmup``). The losses are :mod:`smarttrim_cli.pruning.saliency`'s. The
+steps come before those of training and in addition to them; they see batches of their own, so training itself
+sees the same ones with and without a warm start. It then begins with a fresh optimizer and schedule.
+
+At the end every site's scores are shifted by a constant, which leaves their softmax as it is. All sites then
+reach their own group's target at one and the same threshold, and the lowest scores lie ``margin`` above the
+present one: training begins with everything kept, and what the model least depends on is the first to go. (A
+mean score of ``keep_logit`` would not do: scores are spread over several logits, and much would be dropped at
+once. Nor would lowest scores that are alike everywhere: words are few, and half of them would be dropped.)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from smarttrim_cli.engine.checkpoint import prune_checkpoints, save_checkpoint
+from smarttrim_cli.engine.inference import to_device
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning import saliency
+from smarttrim_cli.pruning.model import TrimmedModel
+from smarttrim_cli.pruning.sites import TOKEN, Site
+from smarttrim_cli.recipe.schema import GuidanceWarmup
+from smarttrim_cli.trimmers.base import Trimmer
+
+if TYPE_CHECKING:
+    from smarttrim_cli.engine.trainer import Trainer
+
+WHERE = "strategy.guidance_warmup.enabled"
+_RAMP = 0.05
+_LOWEST = 0.002
+_BATCHES_TO_SHIFT_BY = 8
+_SEED = 1_000_003
+
+
+def warmup_of(trainer: Trainer) -> WarmStart | None:
+    """The warm start that a run's recipe asks for, ready to begin; None without.
+
+    Raises:
+        UserError: There are no token trimmers, or they have no scores that could learn.
+    """
+    settings = trainer.recipe.strategy.guidance_warmup
+    if not settings.enabled:
+        return None
+    _check(trainer.bundle.model)
+    for trimmer in token_trimmers(trainer.bundle.model).values():
+        trimmer.start_guided(settings.key_std)
+    return WarmStart(trainer, settings)
+
+
+def token_trimmers(model: TrimmedModel) -> dict[str, Trimmer]:
+    """Site name to trimmer, of tokens."""
+    return {name: trimmer for name, trimmer in model.sites.items() if Site.parse(name).kind == TOKEN}
+
+
+def _check(model: TrimmedModel) -> None:
+    found = token_trimmers(model)
+    if not found:
+        raise UserError(
+            "there are no token trimmers to warm-start",
+            where=WHERE,
+            hint="strategy.guidance_warmup.enabled=false, or trim tokens",
+        )
+    for trimmer in found.values():
+        if trimmer.draws or type(trimmer).shift_scores is Trimmer.shift_scores:
+            raise UserError(
+                f"{type(trimmer).__name__} has no scores that could learn from saliency",
+                where=WHERE,
+                hint="pruning.token_trimmer: cross_modal or local; or strategy.guidance_warmup.enabled=false",
+            )
+
+
+class WarmStart:
+    """The steps before training; ``Trainer.progress.warmup_step`` says how many are done."""
+
+    def __init__(self, trainer: Trainer, settings: GuidanceWarmup) -> None:
+        self.trainer, self.settings, self.steps = trainer, settings, settings.steps
+        onward = settings.saliency == "onward"
+        self.losses = saliency.Warmup(settings.weight, settings.temperature, settings.smoothing, onward)
+
+    def run(self) -> None:
+        """All steps that are still to do; checkpoints as in training."""
+        trainer, progress = self.trainer, self.trainer.progress
+        if progress.warmup_step == self.steps:
+            return
+        loader = iter(
+            trainer.loader(
+                progress.warmup_step, self.steps + _BATCHES_TO_SHIFT_BY, trainer.recipe.seed + _SEED
+            )
+        )
+        started, before = time.perf_counter(), progress.seconds
+        with trainer.reporter.track(self.steps, "warming up the trimmers") as tracker:
+            while progress.warmup_step < self.steps:
+                self._set_learning_rates()
+                for name, value in trainer.optimize(loader, self.losses).items():
+                    progress.sums[name] = progress.sums.get(name, 0.0) + value
+                progress.warmup_step += 1
+                progress.seconds = before + time.perf_counter() - started
+                if self._due(trainer.recipe.logging.logging_steps):
+                    tracker.update(progress.warmup_step, **self._log())
+                if progress.warmup_step == self.steps:
+                    self._end(loader)
+                if trainer.recipe.train.save_steps and self._due(trainer.recipe.train.save_steps):
+                    self._save()
+
+    def _due(self, every: int) -> bool:
+        step = self.trainer.progress.warmup_step
+        return step == self.steps or step % every == 0
+
+    def _set_learning_rates(self) -> None:
+        """A linear rise over the first steps, then a cosine to 0."""
+        trainer = self.trainer
+        step, rise = trainer.progress.warmup_step, max(int(_RAMP * self.steps), 1)
+        factor = min((step + 1) / rise, 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+        groups = trainer.optimizer.param_groups
+        for group, base in zip(groups, trainer.scheduler.base_lrs, strict=True):
+            own = self.settings.learning_rate if group["part"] == "trimmers" else base
+            group["lr"] = own * factor
+
+    def _log(self) -> dict[str, float]:
+        trainer, progress = self.trainer, self.trainer.progress
+        every = trainer.recipe.logging.logging_steps
+        steps = progress.warmup_step % every or every
+        record = {name: value / steps for name, value in progress.sums.items()}
+        progress.sums = {}
+        if trainer.accelerator.is_main_process:
+            place = {"step": 0, "phase": "warmup", "warmup_step": progress.warmup_step}
+            trainer.run.log({**place, "seconds": round(progress.seconds, 2), **record})
+            if trainer.tracker is not None:
+                for name, value in record.items():
+                    trainer.tracker.add_scalar(f"warmup/{name}", value, progress.warmup_step)
+        return record
+
+    def _save(self) -> None:
+        trainer = self.trainer
+        save_checkpoint(trainer)
+        if trainer.accelerator.is_main_process:
+            prune_checkpoints(trainer.run, trainer.recipe.train.save_total_limit, None)
+
+    def _end(self, loader: object) -> None:
+        """Everything is kept again; the optimizer is as if nothing had been."""
+        trainer = self.trainer
+        self._shift(loader)
+        trainer.optimizer.state.clear()
+        rates = trainer.scheduler.get_last_lr()
+        for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    @torch.no_grad()
+    def _shift(self, loader: object) -> None:
+        trainer, model = self.trainer, self.trainer.bundle.model
+        model.eval()
+        trimmers = token_trimmers(model)
+        dropped = {name: 1 - trainer.plan.kept[Site.parse(name).group] for name in trimmers}
+        lowest = dict.fromkeys(trimmers, 0.0)
+        last_dropped = dict.fromkeys(trimmers, 0.0)
+        for _ in range(_BATCHES_TO_SHIFT_BY):
+            batch = to_device(next(loader), trainer.accelerator.device)  # type: ignore[call-overload]
+            with trainer.accelerator.autocast():
+                found = saliency.probe(model, batch.inputs)
+            for name in trimmers:
+                low, last = saliency.score_quantiles(found, name, (_LOWEST, max(dropped[name], _LOWEST)))
+                lowest[name] += trainer.mean_over_processes(low) / _BATCHES_TO_SHIFT_BY
+                last_dropped[name] += trainer.mean_over_processes(last) / _BATCHES_TO_SHIFT_BY
+        widest = max(last_dropped[name] - lowest[name] for name in trimmers)
+        where = float(model.threshold) + self.settings.margin + widest
+        for name, trimmer in trimmers.items():
+            trimmer.shift_scores(where - last_dropped[name])

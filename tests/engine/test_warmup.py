@@ -1,0 +1,187 @@
+"""The warm start of a run: its log and learning rates, what training finds after it, resuming, errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.engine.inference import batches
+from smarttrim_cli.engine.trainer import Trainer
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.saliency import Warmup, probe, score_quantiles
+from smarttrim_cli.pruning.sites import Site
+from tests.engine.tiny_run import metrics, tiny_recipe, tree
+
+WARM = (
+    "strategy.guidance_warmup={enabled: true, steps: 6}",
+    "train.max_steps=4",
+    "train.save_steps=2",
+    "train.save_total_limit=9",
+    "logging.logging_steps=2",
+    "task.data.num_images={train: 20, calibration: 20, val: 5, test: 5}",
+)
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a run."""
+
+
+@pytest.fixture(scope="module")
+def warm(settings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a warm start; not to be changed."""
+    folder = tmp_path_factory.mktemp("warm")
+    finetune(tiny_recipe(folder, *WARM))
+    return folder / "run"
+
+
+def test_log_checkpoints_and_summary(warm: Path) -> None:
+    rows = metrics(warm)
+    warmup = [row for row in rows if row.get("phase") == "warmup"]
+    assert [(row["step"], row["warmup_step"]) for row in warmup] == [(0, 2), (0, 4), (0, 6)]
+    for row in warmup:
+        assert row["loss"] == pytest.approx(row["task"] + row["guidance"], rel=1e-5)
+        assert row["guidance/token.vision"] > 0 and row["guidance/token.text"] > 0
+    assert [row["step"] for row in rows[3:]] == [2, 4, 4]  # max_steps is without the warm start
+    assert {path.name for path in (warm / "checkpoints").iterdir()} == {
+        *(f"warmup-{step}" for step in (2, 4, 6)),
+        *(f"step-{step}" for step in (2, 4)),
+    }
+    summary = json.loads((warm / "summary.json").read_text(encoding="utf-8"))
+    assert summary["steps"] == 4 and summary["warmup_steps"] == 6
+
+
+def test_learning_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, dict[str, float]]] = []
+    optimize = Trainer.optimize
+
+    def noted(trainer: Trainer, loader: Any, target: Any) -> dict[str, float]:
+        rates = {group["part"]: group["lr"] for group in trainer.optimizer.param_groups}
+        seen.append((isinstance(target, Warmup), rates))
+        steps = [float(state["step"]) for state in trainer.optimizer.state.values()]
+        assert not steps or max(steps) == len([warm for warm, _ in seen[:-1] if warm == seen[-1][0]])
+        return optimize(trainer, loader, target)
+
+    monkeypatch.setattr(Trainer, "optimize", noted)
+    recipe = tiny_recipe(tmp_path, *WARM)
+    finetune(recipe)
+    warm, main = [rates for is_warm, rates in seen if is_warm], [r for is_warm, r in seen if not is_warm]
+    assert len(warm) == 6 and len(main) == 4
+    assert warm[0]["trimmers"] == pytest.approx(5e-3) and warm[0]["vision_encoder"] == pytest.approx(1e-4)
+    assert warm[3]["trimmers"] == pytest.approx(2.5e-3) and warm[3]["vision_encoder"] == pytest.approx(5e-5)
+    seen.clear()
+    finetune(tiny_recipe(tmp_path, *WARM, "strategy.guidance_warmup.enabled=false"), overwrite=True)
+    assert [rates for _, rates in seen] == main
+
+
+def test_training_begins_with_everything_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first: list[dict[str, float]] = []
+    at_target: list[float] = []
+    step = Trainer._step
+
+    def noted(trainer: Trainer, loader: Any) -> dict[str, float]:
+        if not first:
+            with torch.no_grad():
+                batch = next(iter(batches(trainer.bundle, "train", 60, 60)))
+                found = probe(trainer.bundle.model.eval(), batch.inputs)
+            for name in found.scores:
+                kept = trainer.plan.kept[Site.parse(name).group]
+                at_target.extend(score_quantiles(found, name, (1 - kept,)))
+        terms = step(trainer, loader)
+        first.append(terms)
+        return terms
+
+    monkeypatch.setattr(Trainer, "_step", noted)
+    finetune(tiny_recipe(tmp_path, *WARM, "strategy.guidance_warmup.steps=20", "pruning.gumbel_noise=false"))
+    kept = {name: value for name, value in first[0].items() if name.startswith("kept/")}
+    assert kept["kept/token.vision"] > 0.99 and kept["kept/token.text"] > 0.99
+    assert len(at_target) == 6 and min(at_target) > 1.0  # the margin
+    assert max(at_target) - min(at_target) < 0.2  # one threshold will do
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, recipe: Any, after: int, resume: str | None = None) -> None:
+    """A run that ends in the middle of the optimizer step after so many, those of the warm start included."""
+    optimize = Trainer.optimize
+
+    def stop(trainer: Trainer, loader: Any, target: Any) -> dict[str, float]:
+        done = trainer.progress.step + trainer.progress.warmup_step
+        terms = optimize(trainer, loader, target)
+        if done == after:
+            raise Interrupted
+        return terms
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Trainer, "optimize", stop)
+        finetune(recipe, resume=resume)
+
+
+@pytest.mark.parametrize(("stops", "left"), [((5, 3), "warmup-4"), ((7,), "warmup-6"), ((9,), "step-2")])
+def test_resumed_run_ends_bit_identically(
+    stops: tuple[int, ...], left: str, warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(tmp_path, *WARM)
+    first, *others = sorted(stops)
+    interrupted(monkeypatch, recipe, after=first)
+    for after in others:
+        interrupted(monkeypatch, recipe, after=after, resume="auto")
+    checkpoints = tmp_path / "run/checkpoints"
+    assert (checkpoints / left).is_dir() and not (checkpoints / "step-4").exists()
+    torch.manual_seed(999)
+    finetune(recipe, resume="auto")
+    assert metrics(tmp_path / "run") == metrics(warm)
+    for name in ("model", "best", "checkpoints/warmup-6", "checkpoints/step-4"):
+        one, two = tree(tmp_path / "run" / name), tree(warm / name)
+        assert one.keys() == two.keys()
+        assert {file for file in one if one[file] != two[file]} <= {"state.json"}, name
+
+
+def test_another_warm_start_is_refused(warm: Path, tmp_path: Path) -> None:
+    for steps, checkpoint in ((5, "warmup-6"), (7, "step-2")):
+        recipe = tiny_recipe(tmp_path, *WARM, f"strategy.guidance_warmup.steps={steps}")
+        with pytest.raises(UserError) as caught:
+            finetune(recipe, resume=str(warm / "checkpoints" / checkpoint))
+        assert f"6 warm-up steps behind it, this run has {steps}" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pruning=null", "there are no token trimmers"),
+        (
+            "pruning={target_sparsity: {head: {vision: 0.3}}, token_trimmer: null}",
+            "there are no token trimmers",
+        ),
+        ("pruning.token_trimmer={name: random_token}", "RandomTokenTrimmer has no scores"),
+        ("pruning.token_trimmer={name: trips}", "has no scores"),
+        ("pruning.token_trimmer={name: tome}", "has no scores"),
+    ],
+)
+def test_what_cannot_be_warm_started(override: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        finetune(tiny_recipe(tmp_path, *WARM, override))
+    assert caught.value.where == "strategy.guidance_warmup.enabled" and message in caught.value.message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("pruning.token_trimmer={name: local, hidden_dim: 8}",),
+        (
+            "pruning.gumbel_noise=false",
+            "pruning.temperature=3",
+            "strategy.cost_loss={on: macs, one_sided: true, weight: 20}",
+            "strategy.budget_controller={enabled: true, gain: 0.5}",
+            "train.gradient_accumulation_steps=2",
+            "train.mixed_precision=bf16",
+        ),
+    ],
+)
+def test_with_other_switches(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    result = finetune(tiny_recipe(tmp_path, *WARM, *overrides))
+    rows = metrics(tmp_path / "run")
+    assert result["calibration"]["reached"] and 0 < rows[2]["guidance"] < 1
