@@ -38,7 +38,8 @@ def main() -> None:
     results: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     for path in [] if options.report else sorted((ROOT / "recipes" / "scenes").glob("*/*.yaml")):
         name = f"{path.parent.name}/{path.stem}"
-        if path.stem.startswith("pretrain") or (options.only and name not in options.only):
+        left_out = path.parent.name == "study" or path.stem.startswith("pretrain")
+        if left_out or (options.only and name not in options.only):
             continue
         results[name] = result_of(load_recipe(path))
         write_json(RESULTS, results)

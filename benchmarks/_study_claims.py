@@ -1,0 +1,106 @@
+"""What the study was to show, what it measured, and whether that is so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from _study_cells import Cell, Cells
+from _study_tables import OURS, PAPER, markdown, signed
+
+_ORDINARY, _DENSE = "meter_vqa", "meter_vqa_dense"
+_RETAINED = {
+    (_ORDINARY, PAPER): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
+    (_ORDINARY, OURS): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
+    (_DENSE, OURS): {2.5: 0.97, 3.5: 0.90},
+}
+_NAMES = {PAPER: "SmartTrim", OURS: "ours", _ORDINARY: "ordinary", _DENSE: "dense"}
+Row = tuple[str, str, bool | None]
+
+
+def claims_table(cells: Cells) -> list[str]:
+    """Claim, measurement, whether it is met; a dash where runs are missing."""
+    shown = {True: "yes", False: "**no**", None: "-"}
+    rows = [(claim, measured, shown[met]) for claim, measured, met in _claims(cells)]
+    return markdown(["to reach", "measured", "met"], rows)
+
+
+def _claims(cells: Cells) -> Iterator[Row]:
+    for (base, method), wanted in _RETAINED.items():
+        for ratio, least in wanted.items():
+            yield _retains(cells, cells.get(base, method, ratio), base, method, ratio, least)
+    for method in (PAPER, OURS):
+        for ratio in (2.0, 3.0):
+            for other in ("trips", "random", "ftkd"):
+                yield _beats(cells, _ORDINARY, method, other, ratio, 0.10)
+    for other in ("trips", "random", "ftkd"):
+        yield _grows(cells, other)
+    for ratio in (2.5, 3.5):
+        for other in ("local", "tome", "trips", "random"):
+            yield _beats(cells, _DENSE, OURS, other, ratio, 0.30)
+    for ratio in (1.5, 2.0, 2.5, 3.0):
+        yield _no_worse(cells, ratio)
+    for keep in (0.2, 0.3, 0.4, 0.5):
+        for other in ("grad_all_head", "grad_layer_head", "random_head"):
+            yield _heads(cells, other, keep)
+    for what in ("objects", "steps"):
+        yield _follows(cells, what)
+
+
+def _retains(cells: Cells, cell: Cell | None, base: str, method: str, ratio: float, least: float) -> Row:
+    claim = f"{_NAMES[method]}, {_NAMES[base]}, {ratio}x: at least {least:.0%} of the full model's score"
+    share = cells.retained(cell) if cell else None
+    return (claim, "-", None) if share is None else (claim, f"{share:.1%}", share >= least)
+
+
+def _beats(cells: Cells, base: str, method: str, other: str, ratio: float, least: float) -> Row:
+    claim = f"{_NAMES[method]}, {_NAMES[base]}, {ratio}x: at least {100 * least:.0f} points above {other}"
+    return _judged(claim, cells.get(base, method, ratio), cells.get(base, other, ratio), least)
+
+
+def _grows(cells: Cells, other: str) -> Row:
+    """Whether the gap at 3.0x is wider than at 2.0x."""
+    claim = f"SmartTrim, ordinary: further above {other} at 3.0x than at 2.0x"
+    gaps = []
+    for ratio in (2.0, 3.0):
+        cell = cells.get(_ORDINARY, PAPER, ratio)
+        gap = cell.minus(cells.get(_ORDINARY, other, ratio)) if cell else None
+        if gap is None:
+            return claim, "-", None
+        gaps.append(gap)
+    return claim, f"{signed(gaps[0])}, then {signed(gaps[1])}", gaps[1].mean > gaps[0].mean
+
+
+def _no_worse(cells: Cells, ratio: float) -> Row:
+    """Not worse: not by more than one standard error."""
+    claim = f"ours, ordinary, {ratio}x: no worse than SmartTrim"
+    ours = cells.get(_ORDINARY, OURS, ratio)
+    difference = ours.minus(cells.get(_ORDINARY, PAPER, ratio)) if ours else None
+    if difference is None:
+        return claim, "-", None
+    return claim, signed(difference), difference.mean >= -difference.standard_error
+
+
+def _heads(cells: Cells, other: str, keep: float) -> Row:
+    claim = f"learned heads, {keep:.1f} kept: above {other.removesuffix('_head').replace('_', '-')}"
+    return _judged(claim, cells.get(_ORDINARY, "learned_head", keep), cells.get(_ORDINARY, other, keep), 0.0)
+
+
+def _judged(claim: str, cell: Cell | None, other: Cell | None, least: float) -> Row:
+    difference = cell.minus(other) if cell else None
+    if difference is None:
+        return claim, "-", None
+    return claim, signed(difference), difference.mean >= least if least else difference.mean > 0
+
+
+def _follows(cells: Cells, what: str) -> Row:
+    """Whether the rank correlation's interval lies above 0 in every run of the paper's recipe at 2.0x."""
+    claim = f"SmartTrim, ordinary, 2.0x: share kept rises with the number of {what}"
+    cell = cells.get(_ORDINARY, PAPER, 2.0)
+    found = (
+        [result.get("difficulty", {}).get(what, {}).get("share") for result in cell.results] if cell else []
+    )
+    known = [one for one in found if one]
+    if not known:
+        return claim, "-", None
+    rhos = ", ".join(f"{one['rho']:+.2f}" for one in known)
+    return claim, rhos, all(one["low"] > 0 for one in known)

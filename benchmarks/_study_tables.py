@@ -1,0 +1,149 @@
+"""The study's tables in Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from _study_cells import Cell, Cells
+
+from smarttrim_cli.metrics.seeds import Difference
+
+PAPER, OURS = "smarttrim", "ours"
+_NONE = "-"
+
+
+def main_table(cells: Cells, base: str) -> list[str]:
+    """Every method at every ratio: score, share of the full model's, differences to SmartTrim and to ours."""
+    rows = []
+    for method in ("checkpoint", "full_finetuned"):
+        if cell := cells.get(base, method):
+            rows.append([_label(cell), "1x", _number(cell.gmacs, 4), *_common(cells, cell), _NONE, _NONE])
+    there = cells.of(base, ["method"])
+    for at in sorted({cell.at for cell in there if cell.at is not None}):
+        for cell in there:
+            if cell.at != at:
+                continue
+            differences = [
+                _NONE if cell.method == other else signed(cell.minus(cells.get(base, other, at)))
+                for other in (PAPER, OURS)
+            ]
+            measured = f"{_number(cell.speedup)}x" + ("" if cell.within else " (off)")
+            rows.append([_label(cell), measured, _number(cell.gmacs, 4), *_common(cells, cell), *differences])
+    if not rows:
+        return []
+    head = ("method", "fewer MACs", "GMACs", "seeds", "score", "retained", "crowded scenes")
+    return markdown([*head, "minus SmartTrim", "minus ours"], rows)
+
+
+def _common(cells: Cells, cell: Cell) -> list[str]:
+    retained = cells.retained(cell)
+    share = _NONE if retained is None else f"{retained:.1%}"
+    crowded, found = with_error(cell.score("crowded")), cell.measured_speedup("crowded")
+    crowded += f" at {found:.2f}x" if found else ""
+    return [str(len(cell.results)), with_error(cell.score()), share, crowded]
+
+
+def heads_table(cells: Cells, base: str) -> list[str]:
+    """Score by share of heads kept, a column per method."""
+    there = cells.of(base, ["head"])
+    methods = list(dict.fromkeys(cell.method for cell in there))
+    labels = {cell.method: _label(cell) for cell in there}
+    rows = []
+    for at in sorted({cell.at for cell in there if cell.at is not None}):
+        row = [f"{at:.1f}"]
+        for method in methods:
+            cell = cells.get(base, method, at)
+            row.append(with_error(cell.score() if cell else None))
+        rows.append(row)
+    return markdown(["heads kept", *(labels[method] for method in methods)], rows) if rows else []
+
+
+def switches_table(cells: Cells, base: str, parents: dict[str, str]) -> list[str]:
+    """What a switch does: score, and difference to the recipe it is a switch of.
+
+    Args:
+        cells: The results.
+        base: Which base.
+        parents: Method to the one that it extends.
+    """
+    rows = []
+    for cell in cells.of(base, ["switch"]):
+        parent = cells.get(base, parents[cell.method], cell.at)
+        against = _label(parent) if parent else parents[cell.method]
+        effect = signed(cell.minus(parent))
+        numbers = [with_error(cell.score()), against, effect, _p_value(cell.minus(parent))]
+        rows.append([_label(cell), f"{_number(cell.speedup)}x", str(len(cell.results)), *numbers])
+    return (
+        markdown(["switch", "fewer MACs", "seeds", "score", "against", "effect", "p"], rows) if rows else []
+    )
+
+
+def relevance_table(cells: Cells, base: str, at: float) -> list[str]:
+    """Share of the patches kept at every vision layer: relevant / of other objects / background, in %."""
+    there = [cell for cell in cells.of(base, ["method"]) if cell.at == at and "relevance" in cell.first]
+    if not there:
+        return []
+    layers = list(there[0].first["relevance"])
+    rows = [[_label(cell), *(_shares(cell, layer) for layer in layers)] for cell in there]
+    return markdown(["method", *layers], rows)
+
+
+def _shares(cell: Cell, layer: str) -> str:
+    shares = []
+    for kind in ("relevant", "other", "background"):
+        values = [result["relevance"].get(layer, {}).get(kind) for result in cell.results]
+        known = [value for value in values if value is not None]
+        shares.append(f"{100 * sum(known) / len(known):.0f}" if known else _NONE)
+    return " / ".join(shares)
+
+
+def difficulty_table(cells: Cells, base: str) -> list[str]:
+    """Rank correlation of an instance's MACs with its objects and reasoning steps, mean over seeds."""
+    rows = []
+    for cell in cells.of(base, ["method"]):
+        found = [result["difficulty"] for result in cell.results if result.get("difficulty")]
+        if not found or cell.at is None:
+            continue
+        row = [_label(cell), f"{cell.at:.1f}x"]
+        for what in ("objects", "steps"):
+            for cost in ("macs", "share"):
+                values = [one[what][cost]["rho"] for one in found if cost in one.get(what, {})]
+                row.append(f"{sum(values) / len(values):+.2f}" if values else _NONE)
+        rows.append(row)
+    names = ("MACs, objects", "share kept, objects", "MACs, steps", "share kept, steps")
+    return markdown(["method", "at", *names], rows) if rows else []
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def with_error(value: Difference | None) -> str:
+    """``.947 ± .004``; the error is left out where it is not known."""
+    if value is None:
+        return _NONE
+    error = value.standard_error
+    return f"{value.mean:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
+
+
+def signed(value: Difference | None) -> str:
+    """The same with a sign."""
+    if value is None:
+        return _NONE
+    return ("+" if value.mean > 0 else "") + with_error(value)
+
+
+def _p_value(value: Difference | None) -> str:
+    if value is None or math.isnan(value.p_value):
+        return _NONE
+    return f"{value.p_value:.3f}" if value.p_value >= 0.001 else "< 0.001"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return _NONE if value is None else f"{value:.{digits}f}"
+
+
+def _label(cell: Cell) -> str:
+    return str(cell.first["label"])

@@ -1,0 +1,118 @@
+"""Tables and pictures of the study, from its results: docs/results/study/README.md.
+
+``python benchmarks/study_report.py`` rewrites what stands between the markers; what stands outside, such as
+what was tried and failed, is written by hand and stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import _study_figures as figures
+import _study_tables as tables
+from _study_cells import Cells, read_cells
+from _study_claims import claims_table
+from _study_pool import read_json
+from _study_table import ROOT, read_methods
+
+from smarttrim_cli.engine.files import write_text
+
+BEGIN, END = "<!-- written by benchmarks/study_report.py -->", "<!-- end of what is written -->"
+_NEW = f"""# The study: every method and ablation on one bench
+
+`python benchmarks/study.py` makes the runs (`--help` has its options), `python benchmarks/study_report.py`
+this page. Every run's result is a JSON file in this folder; `smarttrim compare` reads it too.
+
+{BEGIN}
+{END}
+
+## What was tried and failed
+
+Nothing is recorded yet.
+"""
+_HOW = """± is one standard error over seeds and test instances together. *retained* is the share of the
+score of the best full model on these scenes. Differences are of the same seeds and instances. MACs are those
+of the packed forward, the trimmers' own included; *(off)* marks methods that are more than 3 % from the ratio
+named. *crowded scenes* have more objects than any in training."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=ROOT / "docs/results/study")
+    write(parser.parse_args(arguments).results)
+
+
+def write(folder: Path) -> None:
+    """Rewrite the page and the pictures of a folder of results."""
+    methods = read_methods()
+    cells = read_cells(folder, list(methods["methods"]))
+    page = folder / "README.md"
+    text = page.read_text(encoding="utf-8") if page.exists() else _NEW
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    lines = [*_sections(cells, methods, folder), *_failed(folder)]
+    write_text(page, f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n{END}{after}")
+
+
+def _sections(cells: Cells, methods: dict[str, Any], folder: Path) -> list[str]:
+    bases = {
+        base: f"{facts['task'].replace('/', ' ').upper()}, {facts['density']} scenes"
+        for base, facts in methods["bases"].items()
+        if base in cells.bases
+    }
+    parents = {name: own["extends"] for name, own in methods["methods"].items() if "extends" in own}
+    lines = ["## What was to be reached", "", *claims_table(cells), "", "## Methods", "", _HOW, ""]
+    if figures.pareto(folder / "pareto.png", cells, bases):
+        lines += ["![score against MACs](pareto.png)", ""]
+    for base, title in bases.items():
+        lines += _titled(f"### {title}", tables.main_table(cells, base))
+    for base, title in bases.items():
+        found = _titled(f"## Heads: {title}", tables.heads_table(cells, base))
+        if found and figures.heads(folder / f"heads_{base}.png", cells, base):
+            found += [f"![heads kept](heads_{base}.png)", ""]
+        lines += found
+    for base, title in bases.items():
+        lines += _titled(f"## Switches: {title}", tables.switches_table(cells, base, parents))
+    for base, title in bases.items():
+        lines += _relevance(cells, base, title, folder)
+    for base, title in bases.items():
+        lines += _titled(f"## Compute and difficulty: {title}", tables.difficulty_table(cells, base))
+    return lines
+
+
+def _relevance(cells: Cells, base: str, title: str, folder: Path) -> list[str]:
+    """Patches kept at the ratio that most methods have."""
+    ratios = [cell.at for cell in cells.of(base, ["method"]) if "relevance" in cell.first and cell.at]
+    if not ratios:
+        return []
+    at = max(sorted(set(ratios)), key=ratios.count)
+    lines = [
+        f"## Patches kept: {title}, {at}x",
+        "",
+        "Relevant / of other objects / background, in %, by vision layer.",
+        "",
+    ]
+    lines += [*tables.relevance_table(cells, base, at), ""]
+    if figures.relevance(folder / f"relevance_{base}.png", cells, base, at):
+        lines += [f"![patches kept by layer](relevance_{base}.png)", ""]
+    return lines
+
+
+def _titled(title: str, table: list[str]) -> list[str]:
+    return [title, "", *table, ""] if table else []
+
+
+def _failed(folder: Path) -> list[str]:
+    """Runs that failed, with what they said."""
+    contents = [read_json(path) or {} for path in sorted(folder.glob("*.json"))]
+    failed = [one for one in contents if "error" in one]
+    lines = [f"- `{one['name']}`: {one['error']}" for one in failed]
+    return ["## Failed runs", "", *lines, ""] if lines else []
+
+
+if __name__ == "__main__":
+    main()
