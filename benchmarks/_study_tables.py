@@ -9,7 +9,7 @@ from _study_cells import Cell, Cells
 
 from smarttrim_cli.metrics.seeds import Difference
 
-PAPER, OURS = "smarttrim", "ours"
+PAPER, ANNEALED, OURS = "smarttrim", "annealed", "ours"
 _NONE = "-"
 
 

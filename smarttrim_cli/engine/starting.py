@@ -134,12 +134,19 @@ def backbone_section(asked: dict[str, Any], start: Start) -> dict[str, Any]:
 def _refuse_contradictions(asked: dict[str, Any], stored: dict[str, Any], keys: Any) -> None:
     wanted, known = (registry.options("backbones", section).model_dump() for section in (asked, stored))
     for key in sorted((asked.keys() & set(keys) & wanted.keys()) - {"checkpoint"}):
-        if wanted[key] != known[key]:
+        if not _agree(wanted[key], known[key]):
             raise UserError(
                 f"{key} is {wanted[key]!r} in the recipe but {known[key]!r} in the checkpoint",
                 where=f"backbone.{key}",
                 hint="leave it out: with a checkpoint, sizes come from there",
             )
+
+
+def _agree(wanted: Any, known: Any) -> bool:
+    """Whether values are the same; of sections what is named, since a stored one may say more."""
+    if isinstance(wanted, dict) and isinstance(known, dict):
+        return all(name in known and _agree(value, known[name]) for name, value in wanted.items())
+    return bool(wanted == known)
 
 
 def load_start(name: str, model: Any, start: Start, log: Log) -> None:

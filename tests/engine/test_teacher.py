@@ -75,7 +75,7 @@ def test_a_student_comes_nearer_to_its_teacher(case: str, tmp_path: Path) -> Non
     recipe = student(
         tmp_path,
         overrides[0],
-        f"strategy.teacher={{checkpoint: '{tmp_path / 'full'}', logits: 20}}",
+        f"strategy.teacher={{checkpoint: '{tmp_path / 'full'}', logits: 20, hidden: 20, attention: 20}}",
         "train.max_steps=16",
         "logging.logging_steps=4",
         "optimizer.learning_rate=3e-3",
@@ -88,7 +88,7 @@ def test_a_student_comes_nearer_to_its_teacher(case: str, tmp_path: Path) -> Non
     for term in ("hidden", "attention", "logits"):
         assert last[f"teacher/{term}"] < 0.95 * first[f"teacher/{term}"], term
     assert first["loss"] == pytest.approx(
-        first["task"] + 20 * first["teacher/logits"] + first["teacher/hidden"] + first["teacher/attention"],
+        first["task"] + 20 * (first["teacher/logits"] + first["teacher/hidden"] + first["teacher/attention"]),
         rel=1e-4,
     )
 
