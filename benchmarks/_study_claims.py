@@ -14,7 +14,7 @@ _RETAINED = {
     (_ORDINARY, OURS): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
     (_DENSE, OURS): {2.5: 0.97, 3.5: 0.90},
 }
-_NAMES = {PAPER: "SmartTrim", ANNEALED: "noise annealed", OURS: "ours", _ORDINARY: "ordinary", _DENSE: "dense"}
+_NAMES = {PAPER: "SmartTrim", ANNEALED: "annealed", OURS: "ours", _ORDINARY: "ordinary", _DENSE: "dense"}
 Row = tuple[str, str, bool | None]
 
 

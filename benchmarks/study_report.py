@@ -1,4 +1,4 @@
-"""Tables and pictures of the study, from its results: docs/results/study/README.md.
+"""Tables and pictures of the study, from its results: docs/results/study/README.md, and a table in README.md.
 
 ``python benchmarks/study_report.py`` rewrites what stands between the markers; what stands outside, such as
 what was tried and failed, is written by hand and stays.
@@ -16,10 +16,12 @@ import _study_tables as tables
 from _study_cells import Cells, read_cells
 from _study_claims import claims_table
 from _study_pool import read_json
+from _study_readme import write_readme
 from _study_table import ROOT, read_methods
 
 from smarttrim_cli.engine.files import write_text
 
+RESULTS = ROOT / "docs/results/study"
 BEGIN, END = "<!-- written by benchmarks/study_report.py -->", "<!-- end of what is written -->"
 _NEW = f"""# The study: every method and ablation on one bench
 
@@ -42,7 +44,7 @@ named. *crowded scenes* have more objects than any in training."""
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=ROOT / "docs/results/study")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     write(parser.parse_args(arguments).results)
 
 
@@ -56,6 +58,8 @@ def write(folder: Path) -> None:
     _, _, after = rest.partition(END)
     lines = [*_sections(cells, methods, folder), *_failed(folder)]
     write_text(page, f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n{END}{after}")
+    if folder.resolve() == RESULTS:
+        write_readme(cells)
 
 
 def _sections(cells: Cells, methods: dict[str, Any], folder: Path) -> list[str]:

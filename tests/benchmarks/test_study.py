@@ -21,6 +21,7 @@ import study_report
 from _study_cells import Cells, read_cells
 from _study_claims import claims_table
 from _study_pool import Folders, estimate, run_all, to_do
+from _study_readme import README, study_table, updated
 from _study_table import StudyRun, as_overrides, read_methods, run_name, study_run, table
 
 from smarttrim_cli.recipe import load_recipe
@@ -319,6 +320,29 @@ def test_claims() -> None:
     assert rows["SmartTrim, ordinary, 2.0x: at least 10 points above random"] == "**no**"
     assert rows["SmartTrim, ordinary, 3.0x: at least 95% of the full model's score"] == "-"
     assert rows["learned heads, 0.5 kept: above random"] == "yes"
+
+
+def test_the_readmes_table() -> None:
+    cells = Cells(
+        [
+            made_up("full_finetuned", 0.99, at=None),
+            made_up("smarttrim", 0.95, seed=1),
+            made_up("smarttrim", 0.97, seed=2),
+            made_up("low_resolution", 0.9),
+        ]
+    )
+    lines = study_table(cells)
+    assert "ordinary scenes, 2x fewer MACs" in lines[0] and "dense scenes, 2.5x fewer MACs" in lines[0]
+    assert lines[2:] == [  # error: .01 of the same instances beside .014 / sqrt(2) of the seeds
+        "| full_finetuned | 99.0 ± 1.0 | 99.0 ± 1.0 | - |",
+        "| smarttrim | 96.0 ± 1.4, 2 seeds | - | - |",
+    ]
+
+
+def test_readme_shows_the_committed_results() -> None:
+    cells = read_cells(study_report.RESULTS, list(METHODS["methods"]))
+    text = README.read_text("utf-8")
+    assert updated(text, cells) == text
 
 
 def test_the_page_keeps_what_is_written_by_hand(tmp_path: Path) -> None:
