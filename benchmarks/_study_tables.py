@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from _study_cells import Cell, Cells
 
@@ -143,6 +144,21 @@ def _p_value(value: Difference | None) -> str:
 
 def _number(value: float | None, digits: int = 2) -> str:
     return _NONE if value is None else f"{value:.{digits}f}"
+
+
+def trials_table(trials: Sequence[dict[str, Any]]) -> list[str]:
+    """Runs that settings were chosen by: what they changed, and how they scored."""
+    rows = []
+    for trial in sorted(trials, key=lambda trial: str(trial["trial"])):
+        side = trial["trimmed"]
+        changed = dict(text.split("=", 1) for text in trial["overrides"])
+        said = ", ".join(
+            f"`{k}={v}`" for k, v in changed.items() if k not in ("seed", "pruning.target_speedup")
+        )
+        score = f"{side[trial['metric']]:.3f} ± {side[trial['metric'] + '_se']:.3f}"
+        fewer = f"{trial['speedup']['macs']:.2f}x"
+        rows.append([str(trial["trial"]), trial["base"], said or _NONE, str(trial["steps"]), fewer, score])
+    return markdown(["trial", "recipe", "changed", "steps", "fewer MACs", "score"], rows) if rows else []
 
 
 def _label(cell: Cell) -> str:

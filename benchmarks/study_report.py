@@ -56,7 +56,7 @@ def write(folder: Path) -> None:
     text = page.read_text(encoding="utf-8") if page.exists() else _NEW
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    lines = [*_sections(cells, methods, folder), *_failed(folder)]
+    lines = [*_sections(cells, methods, folder), *_trials(folder), *_failed(folder)]
     write_text(page, f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n{END}{after}")
     if folder.resolve() == RESULTS:
         write_readme(cells)
@@ -108,6 +108,14 @@ def _relevance(cells: Cells, base: str, title: str, folder: Path) -> list[str]:
 
 def _titled(title: str, table: list[str]) -> list[str]:
     return [title, "", *table, ""] if table else []
+
+
+def _trials(folder: Path) -> list[str]:
+    """Runs that are no part of the study, but by which its settings were chosen."""
+    found = [
+        (read_json(path) or {}) | {"trial": path.stem} for path in sorted((folder / "trials").glob("*.json"))
+    ]
+    return _titled("## Trials", tables.trials_table(found))
 
 
 def _failed(folder: Path) -> list[str]:
