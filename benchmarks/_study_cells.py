@@ -6,7 +6,7 @@ Errors hold both seeds and instances (``metrics.seeds``); differences are of the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,14 +138,19 @@ class Cells:
         return score.mean / whole.mean if score and whole and whole.mean else None
 
 
-def read_cells(folder: Path, order: Sequence[str] = ()) -> Cells:
+def read_cells(folder: Path, methods: Mapping[str, Mapping[str, Any]] | None = None) -> Cells:
     """The cells of a folder of results.
 
     Args:
         folder: Of JSON files; others than results are left out.
-        order: Methods in the order of the tables.
+        methods: Name to settings, in the order of the tables; their labels are those of today.
     """
+    methods = methods or {}
     results = [content for path in sorted(folder.glob("*.json")) if (content := read_json(path))]
-    place = {method: number for number, method in enumerate(order)}
-    good = [result for result in results if "base" in result and "error" not in result]
+    place = {method: number for number, method in enumerate(methods)}
+    good = [
+        result | {"label": methods.get(result["method"], {}).get("label", result["label"])}
+        for result in results
+        if "base" in result and "error" not in result
+    ]
     return Cells(sorted(good, key=lambda result: place.get(result["method"], len(place))))

@@ -80,8 +80,8 @@ def _depths(full: Recipe, macs: Callable[[str], float]) -> Iterator[tuple[str, f
 
 
 def spread(kept: int, depth: int) -> list[int]:
-    """Numbers of the layers that stay: evenly spread, the last one among them (TinyBERT's map)."""
-    return [round((place + 1) * depth / kept) - 1 for place in range(kept)]
+    """Numbers of the layers that stay: evenly spread, the first one among them, whose input is what it knows."""
+    return [place * depth // kept for place in range(kept)]
 
 
 def _keep(layers: dict[str, list[int]]) -> str:

@@ -58,7 +58,7 @@ def run_one(run: StudyRun, runs: Path, results: Path, more: Sequence[str] = ()) 
     result["validation"] = {key: summary["eval"][key] for key in ("split", result["metric"])}
     result |= {key: summary[key] for key in ("steps", "train_seconds", "calibration") if key in summary}
     result |= {
-        "overrides": overrides,
+        "overrides": [text.replace(str(runs), "RUNS") for text in overrides],
         "seconds": round(time.perf_counter() - started, 1),
         "cpu_seconds": round(time.process_time() - cpu_before, 1),
         "machine": describe_environment(best_device()),

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def write(folder: Path) -> None:
     """Rewrite the page and the pictures of a folder of results."""
     methods = read_methods()
-    cells = read_cells(folder, list(methods["methods"]))
+    cells = read_cells(folder, methods["methods"])
     page = folder / "README.md"
     text = page.read_text(encoding="utf-8") if page.exists() else _NEW
     before, _, rest = text.partition(BEGIN)

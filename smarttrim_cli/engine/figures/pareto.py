@@ -122,6 +122,7 @@ def _draw(axes: Axes, panel: Panel, looks: dict[str, tuple[str, str]]) -> None:
     axes.tick_params(length=0, labelsize=_FONT - 0.5)
     axes.set_title(panel.title, loc="left", fontsize=_FONT + 1, fontweight="bold", color=INK, pad=9)
     axes.set_xlabel(panel.x_label, fontsize=_FONT)
+    axes.locator_params(axis="x", nbins=5)
     axes.set_ylabel(panel.y_label, fontsize=_FONT)
     _draw_front(axes, panel)
     if panel.full is not None:
