@@ -80,7 +80,7 @@ def _depths(full: Recipe, macs: Callable[[str], float]) -> Iterator[tuple[str, f
 
 
 def spread(kept: int, depth: int) -> list[int]:
-    """Numbers of the layers that stay: evenly spread, the first one among them, whose input is what it knows."""
+    """Numbers of the layers that stay: evenly spread; the first one keeps the input that it knows."""
     return [place * depth // kept for place in range(kept)]
 
 
