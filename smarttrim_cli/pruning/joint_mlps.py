@@ -54,7 +54,7 @@ class JointMlps:
             name: Site name.
             trimmer: Its token trimmer.
             view: What it is to score.
-            from_cls: (B, D'), None of a trimmer without such an MLP.
+            from_cls: (B, D'), None of a trimmer without such an MLP; where it has one, it is needed.
         """
         scores = self._tokens.get(name)
         if scores is None or scores.made_of.changed():
@@ -116,6 +116,7 @@ class _TokenScores:
     def __init__(self, trimmer: Trimmer) -> None:
         self.made_of = _MadeOf(trimmer)
         mlp = trimmer.token_mlp()
+        self.guided = trimmer.cls_mlp() is not None
         self.first = None if mlp is None else self._join(mlp)
 
     def _join(self, mlp: TokenMlp) -> LaidOutLinear:
@@ -127,7 +128,7 @@ class _TokenScores:
         return LaidOutLinear(weight, bias)
 
     def of(self, view: TokenView, from_cls: Tensor | None) -> Tensor | None:
-        if self.first is None:
+        if self.first is None or self.guided != (from_cls is not None):  # half a score would be a wrong one
             return None
         both = self.first(view.tokens[0])
         projected_TD, local_TL = both[:, : self.width], F.gelu(both[:, self.width :])

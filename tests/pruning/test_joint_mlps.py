@@ -70,3 +70,11 @@ def test_tokens_are_scored_as_by_the_trimmer(kind, lengths: tuple[int, ...], wid
 
 def test_trimmers_of_another_kind_score_for_themselves() -> None:
     assert JointMlps().token_scores("token", trimmers(0)["random"], None, None) is None  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_a_score_is_whole_or_left_to_the_trimmer() -> None:
+    trimmer, (stream, _) = trimmers(GUIDE)["token"], begin_packed(torch.ones(1, 4, dtype=torch.bool))
+    own, guide = torch.randn(1, WIDTH), torch.randn(1, GUIDE)
+    view = TokenView(torch.randn(1, 4, WIDTH), own, guide, stream, torch.zeros(1, 4, dtype=torch.long))
+    assert JointMlps().token_scores("token", trimmer, view, None) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -226,19 +227,23 @@ def test_alone_nothing_is_gathered() -> None:
     assert gathered(values) is values
 
 
-def in_a_group(rank: int, file: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+def in_a_group(rank: int, folder: str) -> None:
+    meeting = f"file://{folder}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     values = torch.arange(3) + 10 * rank
-    assert gathered(values).tolist() == [0, 1, 2, 10, 11, 12]
     loss, _ = started()
     loss.prepare(batch(2, rank, [10 * rank, 10 * rank + 1]))
-    assert loss.ids_Q.tolist() == [0, 1, 10, 11, -100, -100] and loss.seen == loss.place == 4
+    found = [gathered(values).tolist(), loss.ids_Q.tolist(), int(loss.seen), int(loss.place)]
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_features_of_all_processes_are_queued(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(in_a_group, (str(tmp_path / "meeting"),), nprocs=2)
+    torch.multiprocessing.spawn(in_a_group, (str(tmp_path),), nprocs=2)
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8"))
+        assert found == [[0, 1, 2, 10, 11, 12], [0, 1, 10, 11, -100, -100], 4, 4]
 
 
 # --- the task ---
