@@ -19,6 +19,7 @@ CLOSE = {"rtol": 0.0, "atol": 1e-5}
 @pytest.fixture(autouse=True)
 def _small_layers_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prepared, "MIN_WEIGHTS", 1)
+    monkeypatch.setattr(prepared, "MIN_JOINT", 1)
     with torch.no_grad():
         yield
 
@@ -27,9 +28,10 @@ def _outputs(model, inputs, mode, **options):
     return model(inputs, mode, instance_ids=tiny.ids(), **options)
 
 
+@pytest.mark.parametrize("token_trimmer", ["cross_modal", "local"])
 @pytest.mark.parametrize("variant", tiny.variants(), ids=str)
-def test_outputs_and_decisions_are_those_of_the_host_kernels(variant: Variant) -> None:
-    model = tiny.attach(variant.build(), "cross_modal", "global_head")
+def test_outputs_and_decisions_are_those_of_the_host_kernels(variant: Variant, token_trimmer: str) -> None:
+    model = tiny.attach(variant.build(), token_trimmer, "global_head")
     inputs = tiny.ragged_inputs(model.backbone)
     full, packed = _outputs(model, inputs, "full").output, _outputs(model, inputs, "packed", log_scores=True)
     clear_B = tiny.margin_B(packed.decisions) > 1e-4
