@@ -166,10 +166,12 @@ def trimmers(scores: str) -> list[str]:
 
 
 def pairs() -> list[tuple[str, str]]:
-    """Every token trimmer and every head trimmer; the first and the random ones in all combinations."""
-    tokens, (head, *other_heads) = trimmers("token"), trimmers("head")
-    again = (tokens[0], "random_token")
-    return [(token, head) for token in tokens] + [(token, other) for other in other_heads for token in again]
+    """Every token trimmer with the learned and the random head trimmer; further ones with two of these."""
+    usual = ("global_head", "random_head")
+    further = [head for head in trimmers("head") if head not in usual]
+    return [(token, head) for token in trimmers("token") for head in usual] + [
+        (token, head) for token in ("cross_modal", "random_token") for head in further
+    ]
 
 
 def enliven(host: nn.Module, seed: int = 0) -> nn.Module:
