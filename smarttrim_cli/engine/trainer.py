@@ -27,6 +27,7 @@ from smarttrim_cli.engine.report import Reporter
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.engine.sampling import StepSampler
 from smarttrim_cli.engine.scores import collapse_warning, score_summary
+from smarttrim_cli.engine.steering import check_steering, steer
 from smarttrim_cli.engine.teacher import teaching_of
 from smarttrim_cli.engine.warmup import warmup_of
 from smarttrim_cli.errors import SmartTrimError, UserError
@@ -39,7 +40,6 @@ from smarttrim_cli.pruning.schedule import (
     linear_schedule,
     noise_share,
     scheduled_targets,
-    steered_threshold,
 )
 from smarttrim_cli.pruning.teacher import TaughtObjective
 from smarttrim_cli.recipe import Recipe
@@ -102,6 +102,7 @@ class Trainer:
         self.writer = _tensorboard(recipe) if accelerator.is_main_process else None
         self.tracker: Any = None
         self.warmup = warmup_of(self)
+        check_steering(recipe, bundle.model)
 
     # --- the loop ---
 
@@ -165,9 +166,10 @@ class Trainer:
         self.scheduler.step()
         controller = self.recipe.strategy.budget_controller
         if target is not None and controller.enabled:
-            ratio = self.mean_over_processes(terms["macs_ratio"])
-            threshold = self.bundle.model.threshold
-            threshold.fill_(steered_threshold(float(threshold), ratio, target.macs, controller.gain))
+            solved, ratio = (
+                self.mean_over_processes(terms.get(name, 0.0)) for name in ("threshold", "macs_ratio")
+            )
+            steer(self.bundle.model.threshold, controller, solved, ratio, target.macs)
         return terms
 
     def _trimming_begins(self) -> bool:
@@ -239,7 +241,11 @@ class Trainer:
         stable = self.recipe.strategy.stable_init.enabled
         noise = noise_share(progress, curriculum.end_ratio, stable, pruning.noise_anneal_ratio)
         noise = noise if pruning.gumbel_noise else 0.0
-        return Target(kept, macs, Sampling(pruning.temperature, noise))
+        controller = self.recipe.strategy.budget_controller
+        solve = controller.enabled and controller.method == "solved"
+        sampling = Sampling(pruning.temperature, noise, pruning.straight_through)
+        hold = None if self.warmup is None else self.warmup.hold
+        return Target(kept, macs, sampling, solve, hold)
 
     # --- logging, evaluation, checkpoints ---
 

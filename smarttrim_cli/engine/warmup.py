@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,6 +83,7 @@ class WarmStart:
         self.trainer, self.settings, self.steps = trainer, settings, settings.steps
         onward = settings.saliency == "onward"
         self.losses = saliency.Warmup(settings.weight, settings.temperature, settings.smoothing, onward)
+        self.hold = replace(self.losses, weight=settings.hold_weight) if settings.hold_weight else None
 
     def run(self) -> None:
         """All steps that are still to do; checkpoints as in training."""
@@ -158,16 +160,18 @@ class WarmStart:
         trimmers = token_trimmers(model)
         dropped = {name: 1 - trainer.plan.kept[Site.parse(name).group] for name in trimmers}
         lowest = dict.fromkeys(trimmers, 0.0)
-        last_dropped = dict.fromkeys(trimmers, 0.0)
+        equal = dict.fromkeys(trimmers, 0.0)
         for _ in range(_BATCHES_TO_SHIFT_BY):
             batch = to_device(next(loader), trainer.accelerator.device)  # type: ignore[call-overload]
             with trainer.accelerator.autocast():
                 found = saliency.probe(model, batch.inputs)
             for name in trimmers:
                 low, last = saliency.score_quantiles(found, name, (_LOWEST, max(dropped[name], _LOWEST)))
+                if self.settings.align == "probability":
+                    last = saliency.mean_log_total(found, name)
                 lowest[name] += trainer.mean_over_processes(low) / _BATCHES_TO_SHIFT_BY
-                last_dropped[name] += trainer.mean_over_processes(last) / _BATCHES_TO_SHIFT_BY
-        widest = max(last_dropped[name] - lowest[name] for name in trimmers)
+                equal[name] += trainer.mean_over_processes(last) / _BATCHES_TO_SHIFT_BY
+        widest = max(equal[name] - lowest[name] for name in trimmers)
         where = float(model.threshold) + self.settings.margin + widest
         for name, trimmer in trimmers.items():
-            trimmer.shift_scores(where - last_dropped[name])
+            trimmer.shift_scores(where - equal[name])

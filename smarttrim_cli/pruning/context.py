@@ -44,10 +44,12 @@ class Sampling:
     Attributes:
         temperature: tau of Eq. 8.
         noise: Share of the Gumbel noise, 0 (none) to 1 (Eq. 8).
+        straight_through: Whether scores get the gradient of what was decided.
     """
 
     temperature: float = 1.0
     noise: float = 1.0
+    straight_through: bool = True
 
 
 @dataclass
@@ -62,7 +64,7 @@ class ForwardContext:
         sampling: Straight-through training; None takes deterministic decisions.
         replay: Decisions to repeat instead of asking the trimmers.
         instance_ids_B: Identity of the instances, for trimmers that draw at random.
-        log_scores: Keep the scores of every site in the decisions.
+        log_scores: Keep the scores of every site in the decisions, in training with their noise.
         rounded: Round packed tokens up, see :class:`PackedStream`.
         joint: Runs the MLPs of a layer's trimmers as one; None runs each trimmer by itself.
         copies: Rows per instance of every stream.
@@ -208,11 +210,12 @@ class ForwardContext:
             scores = self.joint.token_scores(site.name, trimmer, view, self.from_cls.get(site.name))
         if scores is None:
             scores = trimmer(view)
+        scores = self._noisy(scores, trimmer.draws)
         if self.log_scores:
             self.score_log[site.name] = (stream, scores.detach())
         if isinstance(stream, PackedStream):
             return hard_mask(scores[0], self.threshold)
-        return self._decide(scores, trimmer.draws)
+        return self._decide(scores)
 
     def _decide_heads(self, spec: LayerSpec) -> dict[str, Tensor | None]:
         if self.joint is not None and self.replay is None:
@@ -234,17 +237,22 @@ class ForwardContext:
         scores_BH = self.from_cls.get(site.name)
         if scores_BH is None:
             scores_BH = self.trimmers[site.name](self.cls[spec.stream], self._guide(spec), ids_R)
+        scores_BH = self._noisy(scores_BH, self.trimmers[site.name].draws)
         if self.log_scores:
             self.score_log[site.name] = (None, scores_BH.detach())
-        return self._decide(scores_BH, self.trimmers[site.name].draws)
+        return self._decide(scores_BH)
 
-    def _decide(self, scores: Tensor, drawn: bool) -> Tensor:
-        """The one place where a score becomes a float keep mask; draws get no further noise."""
-        if self.sampling is None:
+    def _noisy(self, scores: Tensor, drawn: bool) -> Tensor:
+        """Scores as the threshold meets them: in training with noise (Eq. 8), but for draws."""
+        if self.sampling is None or self.sampling.noise == 0 or drawn:
+            return scores
+        return scores + self.sampling.noise * logistic_noise(scores)
+
+    def _decide(self, scores: Tensor) -> Tensor:
+        """The one place where a score becomes a float keep mask."""
+        if self.sampling is None or not self.sampling.straight_through:
             return hard_mask(scores, self.threshold).to(scores.dtype)
-        noisy = self.sampling.noise > 0 and not drawn
-        noise = self.sampling.noise * logistic_noise(scores) if noisy else 0.0
-        return straight_through(gumbel_sigmoid(scores - self.threshold, self.sampling.temperature, noise))
+        return straight_through(gumbel_sigmoid(scores - self.threshold, self.sampling.temperature))
 
     def _ids(self, stream: str) -> Tensor:
         """An identity for every row of a stream; the rows of an instance differ."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smarttrim_cli.pruning.budget import solved_threshold
 from smarttrim_cli.pruning.context import Sampling
 from smarttrim_cli.pruning.cost import complete, full_counts, measured_counts, start_of, total_macs
 from smarttrim_cli.pruning.decisions import Decisions
@@ -119,11 +120,15 @@ class Target:
         kept: gamma_p per group.
         macs: Trimmed over full MACs, for a cost loss on MACs.
         sampling: Temperature and share of noise.
+        solve: Whether the step also says at which threshold its own decisions would have met ``macs``.
+        guidance: Scores go on learning the full model's saliency (ours); None where they do not.
     """
 
     kept: Mapping[str, float]
     macs: float
     sampling: Sampling
+    solve: bool = False
+    guidance: Warmup | None = None
 
 
 class StatefulLoss(nn.Module):
@@ -179,7 +184,7 @@ class Objective(nn.Module):
         }
 
     def forward(self, batch: Any, target: Target | Warmup | None, progress: float) -> dict[str, Tensor]:
-        """Losses of a batch: ``loss`` (to minimise) and its terms, and ``kept/<group>``."""
+        """Losses of a batch: ``loss`` (to minimise), its terms, ``kept/<group>``, maybe ``threshold``."""
         if self.auxiliary is not None:
             return self.auxiliary(batch, progress)
         if isinstance(self.task_loss, StatefulLoss):
@@ -189,7 +194,7 @@ class Objective(nn.Module):
             return {"loss": loss, "task": loss.detach()}
         if isinstance(target, Warmup):
             return self._warm_up(batch, target)
-        forward = self.model(batch.inputs, "masked", sampling=target.sampling)
+        forward = self.model(batch.inputs, "masked", sampling=target.sampling, log_scores=target.solve)
         task = self.task_loss(forward.output, batch)
         kept = kept_fractions(forward.decisions, self.model.groups, self.heads)
         kept = {group: value_B.mean() for group, value_B in kept.items()}
@@ -201,10 +206,16 @@ class Objective(nn.Module):
             cost = macs_loss(ratio, target.macs, w.cost_one_sided)
         else:
             cost = cost_loss(kept, target.kept, w.cost_one_sided)
-        distillation = self._distillation(forward.output, batch)
+        full, guidance = self._full(batch, forward.output, target.guidance)
+        distillation = self._distillation(forward.output, full, batch)
         loss = total_loss(task, distillation, cost, w.distillation, w.cost)
         terms = {"task": task, "distillation": distillation, "cost": cost, "macs_ratio": ratio}
+        if target.guidance is not None:
+            loss = loss + target.guidance.weight * guidance
+            terms["guidance"] = guidance
         log = terms | {f"kept/{group}": value for group, value in kept.items()}
+        if target.solve:
+            log["threshold"] = solved_threshold(self.model, forward.decisions, target.macs)
         return {"loss": loss, **{name: value.detach() for name, value in log.items()}}
 
     def _warm_up(self, batch: Any, settings: Warmup) -> dict[str, Tensor]:
@@ -221,14 +232,24 @@ class Objective(nn.Module):
         loss = task + settings.weight * guidance
         return {"loss": loss, **{name: value.detach() for name, value in log.items()}}
 
-    def _distillation(self, output: Any, batch: Any) -> Tensor:
-        trimmed = self.logits(output, batch)
-        if self.weights.distillation == 0:
-            return trimmed.new_zeros(())
+    def _full(self, batch: Any, output: Any, settings: Warmup | None) -> tuple[Any, Tensor]:
+        """What the full model says (None if nobody asks), and how far the scores are from its saliency."""
+        nothing = torch.zeros(())
+        if self.weights.distillation == 0 and settings is None:
+            return None, nothing
         inputs = batch.inputs
         if isinstance(self.task_loss, StatefulLoss):
             inputs = {**inputs, **self.task_loss.replay(output)}
-        full = self.model(inputs, "full").output
+        if settings is None:
+            return self.model(inputs, "full").output, nothing
+        found = probe(self.model, inputs)
+        answer = own_answer(found.output, self.logits(found.output, batch))
+        return found.output, torch.stack(list(guidance_losses(found, answer, settings).values())).mean()
+
+    def _distillation(self, output: Any, full: Any, batch: Any) -> Tensor:
+        trimmed = self.logits(output, batch)
+        if self.weights.distillation == 0:
+            return trimmed.new_zeros(())
         return self.task_loss(full, batch) + distillation_loss(
             trimmed, self.logits(full, batch), self.weights.distillation_temperature
         )

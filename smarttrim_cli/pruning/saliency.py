@@ -193,3 +193,16 @@ def score_quantiles(found: Probe, name: str, shares: Sequence[float]) -> list[fl
     """Scores of a site below which these shares of a batch's removable tokens lie."""
     scores_T = found.scores[name].detach().float()[found.removable(name)]
     return [float(value) for value in torch.quantile(scores_T, scores_T.new_tensor(shares))]
+
+
+def mean_log_total(found: Probe, name: str) -> float:
+    """Log of the sum of exponentials of a row's scores over its removable tokens, mean over rows with any.
+
+    Scores less this are, about, the logarithm of a token's share of the saliency.
+    """
+    removable_RN = found.removable(name)
+    there_R = removable_RN.any(-1)
+    if not there_R.any():
+        return 0.0
+    scores_RN = found.scores[name].detach().float().masked_fill(~removable_RN, _NEVER)
+    return float(scores_RN[there_R].logsumexp(-1).mean())

@@ -124,6 +124,11 @@ class Pruning(Section):
     gumbel_noise: bool = Field(
         True, description="Whether decisions are sampled with Gumbel noise in training."
     )
+    straight_through: bool = Field(
+        True,
+        description="Whether scores get the gradient of the losses through what was decided (the paper); "
+        "else they learn by strategy.guidance_warmup alone.",
+    )
     noise_anneal_ratio: float = Field(
         0.0,
         ge=0,
@@ -200,8 +205,15 @@ class BudgetController(Section):
     enabled: bool = Field(
         False, description="Whether the threshold follows the measured MACs while training."
     )
+    method: Literal["integral", "solved"] = Field(
+        "integral",
+        description="integral: it moves by the distance from the target. solved: to where a step's own "
+        "scores would have met it.",
+    )
     gain: Positive = Field(
-        0.2, description="Logits that the threshold moves per step and unit of MACs ratio."
+        0.2,
+        description="integral: logits that the threshold moves per step and unit of MACs ratio. solved: the "
+        "share of the way, at most 1.",
     )
 
 
@@ -226,6 +238,15 @@ class GuidanceWarmup(Section):
     )
     key_std: float = Field(
         0.1, ge=0, description="Spread that the trimmers' W_k starts with, which stable_init puts to 0."
+    )
+    align: Literal["quantile", "probability"] = Field(
+        "quantile",
+        description="What makes the scores of layers comparable when trimming begins. quantile: every layer "
+        "reaches its group's target at the same threshold. probability: scores mean the logarithm of a "
+        "token's share of the saliency, so that a layer that knows more drops more.",
+    )
+    hold_weight: float = Field(
+        0.0, ge=0, description="Weight of the divergence in training: scores go on learning the saliency."
     )
     margin: float = Field(
         1.0, description="How far above the threshold the lowest scores lie when trimming begins."

@@ -1,0 +1,69 @@
+"""The decision threshold during training (``strategy.budget_controller``), and what it needs of a recipe."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.model import TrimmedModel
+from smarttrim_cli.pruning.schedule import steered_threshold
+from smarttrim_cli.pruning.sites import TOKEN, Site
+from smarttrim_cli.recipe import Recipe
+from smarttrim_cli.recipe.schema import BudgetController
+
+
+def check_steering(recipe: Recipe, model: TrimmedModel) -> None:
+    """Refuse what could not work.
+
+    Raises:
+        UserError: The threshold is to be solved for trimmers that do not compare scores with it, or scores
+            without the gradient of what is decided have nothing to learn from, or no budget.
+    """
+    controller, strategy = recipe.strategy.budget_controller, recipe.strategy
+    if controller.enabled and controller.method == "solved":
+        for name, trimmer in model.sites.items():
+            if trimmer.relative:
+                raise UserError(
+                    f"{type(trimmer).__name__} ({name}) ranks tokens, so its threshold cannot be solved for",
+                    where="strategy.budget_controller.method",
+                    hint="integral",
+                )
+    if recipe.pruning is None or recipe.pruning.straight_through:
+        return
+    where = "pruning.straight_through"
+    if not strategy.guidance_warmup.enabled:
+        raise UserError(
+            "scores would learn nothing: false needs the warm start",
+            where=where,
+            hint="true, or strategy.guidance_warmup.enabled=true",
+        )
+    if not controller.enabled:
+        raise UserError(
+            "a cost loss has no gradient without it, so nothing would hold the budget",
+            where=where,
+            hint="true, or strategy.budget_controller.enabled=true",
+        )
+    for name, trimmer in model.sites.items():
+        if Site.parse(name).kind != TOKEN and any(p.requires_grad for p in trimmer.parameters()):
+            raise UserError(
+                f"head trimmers learn by nothing else ({name})",
+                where=where,
+                hint="true, or pruning.head_trimmer: null",
+            )
+
+
+def steer(threshold: Tensor, settings: BudgetController, solved: float, ratio: float, target: float) -> None:
+    """Move the threshold after a step, in place.
+
+    Args:
+        threshold: Of the model.
+        settings: Method and gain.
+        solved: Threshold that the step's own scores call for (``solved``).
+        ratio: Measured trimmed over full MACs of the step (``integral``).
+        target: What they should have been.
+    """
+    if settings.method == "solved":
+        threshold.lerp_(torch.full_like(threshold, solved), min(settings.gain, 1.0))
+    else:
+        threshold.fill_(steered_threshold(float(threshold), ratio, target, settings.gain))

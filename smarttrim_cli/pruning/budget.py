@@ -1,0 +1,93 @@
+"""The threshold at which a forward pass would have met its budget, from its own scores (ours).
+
+Steering by the distance from the target (:func:`.schedule.steered_threshold`) lags behind: while scores
+move, budgets swing. Here the decisions of a step are taken again at many thresholds, on the same scores, and
+the one that meets the target is had at once. What a change of the decisions would change in later layers'
+scores is left out; the next step sees it.
+
+Legend: K thresholds, B instances, R rows of a stream, N tokens of a row, H heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from smarttrim_cli.pruning.cost import instance_macs
+from smarttrim_cli.pruning.decisions import Decisions
+from smarttrim_cli.pruning.model import TrimmedModel
+from smarttrim_cli.pruning.sites import TOKEN, Site
+
+_GRID = 33
+_BELOW = 1.0
+"""Logits under the lowest score: where everything is kept."""
+
+
+@torch.no_grad()
+def solved_threshold(model: TrimmedModel, decisions: Decisions, target: float) -> Tensor:
+    """Threshold at which the decisions' own scores meet a share of the full model's MACs, a scalar.
+
+    Args:
+        model: Whose pass it was.
+        decisions: Of a ``masked`` pass, with scores.
+        target: Trimmed over full MACs. Where nothing is cheap enough, the highest score is returned; where
+            everything is kept, a threshold under the lowest.
+    """
+    scores = _effective_scores(decisions)
+    pooled_S = torch.cat([_judged(decisions, name, values).flatten() for name, values in scores.items()])
+    pooled_S = pooled_S[pooled_S.isfinite()]
+    shares_K = torch.linspace(0, 1, _GRID, device=pooled_S.device)
+    grid_K = torch.quantile(pooled_S[:: max(len(pooled_S) // 100_000, 1)], shares_K)
+    grid_K[0] = pooled_S.min() - _BELOW
+    grid_K[-1] = pooled_S.max()
+    for _ in range(2):
+        ratio_K = _ratios(model, decisions, scores, grid_K)
+        first = int((ratio_K > target).sum())  # thresholds that keep too much; ratios fall
+        if first in (0, len(grid_K)):
+            return grid_K[min(first, len(grid_K) - 1)]
+        low, high = grid_K[first - 1], grid_K[first]
+        grid_K = low + (high - low) * shares_K
+    return high
+
+
+def _effective_scores(decisions: Decisions) -> dict[str, Tensor]:
+    """Scores (R, N) with which a token is still there after a site: the lowest so far; of heads their own."""
+    lowest: dict[str, Tensor] = {}
+    scores: dict[str, Tensor] = {}
+    for name in decisions.counts:
+        site = Site.parse(name)
+        if name not in decisions.scores:
+            if site.kind == TOKEN and site.stream in lowest:
+                scores[name] = lowest[site.stream]
+            continue
+        own = decisions.scores[name].float()
+        if site.kind == TOKEN:
+            before = lowest.get(site.stream)
+            own = lowest[site.stream] = own if before is None else torch.minimum(before, own)
+        scores[name] = own
+    return scores
+
+
+def _judged(decisions: Decisions, name: str, scores: Tensor) -> Tensor:
+    """Scores of what may be dropped; NaN for CLS tokens and padding."""
+    site = Site.parse(name)
+    if site.kind != TOKEN:
+        return scores
+    removable_RN = decisions.valid[site.stream].clone()
+    removable_RN[:, 0] = False
+    return scores.masked_fill(~removable_RN, torch.nan)
+
+
+def _ratios(model: TrimmedModel, decisions: Decisions, scores: dict[str, Tensor], grid_K: Tensor) -> Tensor:
+    """Trimmed over full MACs of the whole batch at every threshold."""
+    times = len(grid_K)
+    counts = {name: count.detach().repeat(times) for name, count in decisions.counts.items()}
+    for name, values in scores.items():
+        kept_KR = (_judged(decisions, name, values) > grid_K[:, None, None]).sum(-1)
+        counts[name] = (kept_KR + (Site.parse(name).kind == TOKEN)).flatten()
+    valid = {stream: valid_RN.repeat(times, 1) for stream, valid_RN in decisions.valid.items()}
+    work = {name: amount_B.repeat(times) for name, amount_B in decisions.work.items()}
+    trimmed_KB, full_KB = instance_macs(model, replace(decisions, counts=counts, valid=valid, work=work))
+    return trimmed_KB.view(times, -1).sum(1) / full_KB.view(times, -1).sum(1)

@@ -1,0 +1,80 @@
+"""The threshold at which a pass would have met its budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from smarttrim_cli.pruning.budget import solved_threshold
+from smarttrim_cli.pruning.context import Sampling
+from smarttrim_cli.pruning.cost import instance_macs
+from smarttrim_cli.pruning.decisions import Decisions
+from smarttrim_cli.pruning.model import TrimmedModel
+from smarttrim_cli.pruning.sites import TOKEN, Site
+from tests import tiny
+
+BATCH = 16
+
+
+def _drawn(form: str = "vqa") -> tuple[TrimmedModel, dict[str, Any], Tensor, Decisions]:
+    """A model whose scores are drawn, so that no decision changes any of them; a pass with its log."""
+    host = tiny.Variant("meter", "plain", tiny.BACKBONES["meter"]["plain"], form).build()
+    model = tiny.attach(host, "random_token", "random_head")
+    inputs, ids = host.example_inputs(tiny.TEXT_TOKENS, batch=BATCH), torch.arange(BATCH)
+    with torch.no_grad():
+        log = model(inputs, "masked", instance_ids=ids, log_scores=True).decisions
+    return model, inputs, ids, log
+
+
+def _decided(model: TrimmedModel, inputs: dict[str, Any], ids: Tensor) -> Decisions:
+    with torch.no_grad():
+        return model(inputs, "masked", instance_ids=ids).decisions
+
+
+@pytest.mark.parametrize("target", [0.4, 0.6, 0.8])
+@pytest.mark.parametrize("form", ["vqa", "nlvr2"])
+def test_scores_that_decisions_do_not_change_meet_the_target_at_once(form: str, target: float) -> None:
+    model, inputs, ids, log = _drawn(form)
+    model.threshold.copy_(solved_threshold(model, log, target))
+    trimmed_B, full_B = instance_macs(model, _decided(model, inputs, ids))
+    found = float(trimmed_B.sum() / full_B.sum())
+    assert found <= target and found == pytest.approx(target, abs=0.02)
+
+
+def test_where_everything_or_nothing_is_to_stay() -> None:
+    model, inputs, ids, log = _drawn()
+    model.threshold.copy_(solved_threshold(model, log, 2.0))
+    kept = _decided(model, inputs, ids)
+    for name in model.sites:
+        site = Site.parse(name)
+        assert kept.keep[name].equal(log.valid[site.stream]) if site.kind == TOKEN else kept.keep[name].all()
+    model.threshold.copy_(solved_threshold(model, log, 0.0))
+    left = _decided(model, inputs, ids)
+    for name in model.sites:
+        assert bool((left.counts[name] == (Site.parse(name).kind == TOKEN)).all())
+
+
+def test_noise_is_part_of_what_the_threshold_is_solved_for() -> None:
+    model = tiny.attach(tiny.meter(), "cross_modal", "global_head")
+    inputs = model.backbone.example_inputs(tiny.TEXT_TOKENS, batch=4)
+    forward = model(inputs, "masked", sampling=Sampling(1.0, noise=1.0), log_scores=True)
+    first = min(model.sites)
+    assert Site.parse(first).kind != TOKEN
+    kept_BH, scores_BH = forward.decisions.keep[first], forward.decisions.scores[first]
+    assert kept_BH.equal(scores_BH > model.threshold)
+    assert not kept_BH.equal(model(inputs, "masked", log_scores=True).decisions.scores[first] > 0)
+
+
+def test_without_straight_through_no_gradient_reaches_the_scores() -> None:
+    model = tiny.attach(tiny.meter(), "cross_modal", "global_head").train()
+    inputs = model.backbone.example_inputs(tiny.TEXT_TOKENS, batch=4)
+    gradients = []
+    for straight in (True, False):
+        model.zero_grad()
+        model(inputs, "masked", sampling=Sampling(1.0, 0.0, straight)).output.sum().backward()
+        own = [parameter.grad for parameter in model.trimmers.parameters()]
+        gradients.append(sum(float(grad.abs().sum()) for grad in own if grad is not None))
+    assert gradients[0] > 0 and gradients[1] == 0
