@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from _study_cells import Cell, Cells
-from _study_tables import ANNEALED, OURS, PAPER, markdown, signed
+from _study_tables import OURS, PAPER, markdown, signed
 
 _ORDINARY, _DENSE = "meter_vqa", "meter_vqa_dense"
 _RETAINED = {
     (_ORDINARY, PAPER): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
-    (_ORDINARY, ANNEALED): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
     (_ORDINARY, OURS): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
     (_DENSE, OURS): {2.5: 0.97, 3.5: 0.90},
 }
-_NAMES = {PAPER: "SmartTrim", ANNEALED: "annealed", OURS: "ours", _ORDINARY: "ordinary", _DENSE: "dense"}
+_NAMES = {PAPER: "SmartTrim", OURS: "ours", _ORDINARY: "ordinary", _DENSE: "dense"}
 Row = tuple[str, str, bool | None]
 
 
@@ -29,12 +28,12 @@ def _claims(cells: Cells) -> Iterator[Row]:
     for (base, method), wanted in _RETAINED.items():
         for ratio, least in wanted.items():
             yield _retains(cells, cells.get(base, method, ratio), base, method, ratio, least)
-    for method in (PAPER, ANNEALED, OURS):
+    for method in (PAPER, OURS):
         for ratio in (2.0, 3.0):
             for other in ("trips", "random", "ftkd"):
                 yield _beats(cells, _ORDINARY, method, other, ratio, 0.10)
-    for other in ("trips", "random", "ftkd"):
-        yield _grows(cells, other)
+        for other in ("trips", "random", "ftkd"):
+            yield _grows(cells, method, other)
     for ratio in (2.5, 3.5):
         for other in ("local", "tome", "trips", "random"):
             yield _beats(cells, _DENSE, OURS, other, ratio, 0.30)
@@ -43,8 +42,9 @@ def _claims(cells: Cells) -> Iterator[Row]:
     for keep in (0.2, 0.3, 0.4, 0.5):
         for other in ("grad_all_head", "grad_layer_head", "random_head"):
             yield _heads(cells, other, keep)
-    for what in ("objects", "steps"):
-        yield _follows(cells, what)
+    for method in (PAPER, OURS):
+        for what in ("objects", "steps"):
+            yield _follows(cells, method, what)
 
 
 def _retains(cells: Cells, cell: Cell | None, base: str, method: str, ratio: float, least: float) -> Row:
@@ -58,12 +58,12 @@ def _beats(cells: Cells, base: str, method: str, other: str, ratio: float, least
     return _judged(claim, cells.get(base, method, ratio), cells.get(base, other, ratio), least)
 
 
-def _grows(cells: Cells, other: str) -> Row:
+def _grows(cells: Cells, method: str, other: str) -> Row:
     """Whether the gap at 3.0x is wider than at 2.0x."""
-    claim = f"SmartTrim, ordinary: further above {other} at 3.0x than at 2.0x"
+    claim = f"{_NAMES[method]}, ordinary: further above {other} at 3.0x than at 2.0x"
     gaps = []
     for ratio in (2.0, 3.0):
-        cell = cells.get(_ORDINARY, PAPER, ratio)
+        cell = cells.get(_ORDINARY, method, ratio)
         gap = cell.minus(cells.get(_ORDINARY, other, ratio)) if cell else None
         if gap is None:
             return claim, "-", None
@@ -93,10 +93,10 @@ def _judged(claim: str, cell: Cell | None, other: Cell | None, least: float) -> 
     return claim, signed(difference), difference.mean >= least if least else difference.mean > 0
 
 
-def _follows(cells: Cells, what: str) -> Row:
-    """Whether the rank correlation's interval lies above 0 in every run of the paper's recipe at 2.0x."""
-    claim = f"SmartTrim, ordinary, 2.0x: share kept rises with the number of {what}"
-    cell = cells.get(_ORDINARY, PAPER, 2.0)
+def _follows(cells: Cells, method: str, what: str) -> Row:
+    """Whether the rank correlation's interval lies above 0 in every run at 2.0x."""
+    claim = f"{_NAMES[method]}, ordinary, 2.0x: share kept rises with the number of {what}"
+    cell = cells.get(_ORDINARY, method, 2.0)
     found = (
         [result.get("difficulty", {}).get(what, {}).get("share") for result in cell.results] if cell else []
     )
