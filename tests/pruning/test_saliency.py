@@ -239,3 +239,27 @@ def test_shifting_scores() -> None:
         for name, scores_RN in second.scores.items():
             assert scores_RN[second.removable(name)].min().item() == pytest.approx(1.5, abs=1e-3)
             assert_close(scores_RN - first.scores[name], torch.full_like(scores_RN, 1.5 - lowest[name]))
+
+
+def test_scores_may_leave_the_backbone_alone() -> None:
+    model = tiny.attach(tiny.meter(), "cross_modal", "global_head")
+    inputs = tiny.ragged_inputs(model.backbone)
+    for alone in (False, True):
+        model.zero_grad()
+        found = probe(model, inputs, detached=alone)
+        settings = Warmup(trimmers_only=alone)
+        losses = saliency.guidance_losses(found, answer_of(found.output), settings)
+        torch.stack(list(losses.values())).sum().backward()
+        reached = [name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())]
+        assert any(name.startswith("trimmers.") for name in reached)
+        assert alone != any(name.startswith("backbone.") for name in reached)
+
+
+def test_the_mean_level_of_rows() -> None:
+    model = tiny.attach(tiny.meter(), "cross_modal", "global_head")
+    found = probe(model, tiny.ragged_inputs(model.backbone))
+    name = next(name for name in found.scores if name.startswith("text."))
+    removable_RN, scores_RN = found.removable(name), found.scores[name]
+    rows = [scores[there].exp().sum().log() for scores, there in zip(scores_RN, removable_RN, strict=True)]
+    expected = torch.stack([row for row, there in zip(rows, removable_RN, strict=True) if there.any()]).mean()
+    assert saliency.mean_log_total(found, name) == pytest.approx(float(expected.detach()), abs=1e-5)
