@@ -38,6 +38,8 @@ def solved_threshold(model: TrimmedModel, decisions: Decisions, target: float) -
     scores = _effective_scores(decisions)
     pooled_S = torch.cat([_judged(decisions, name, values).flatten() for name, values in scores.items()])
     pooled_S = pooled_S[pooled_S.isfinite()]
+    if not len(pooled_S):  # nothing that may be dropped: any threshold will do
+        return model.threshold.clone()
     shares_K = torch.linspace(0, 1, _GRID, device=pooled_S.device)
     grid_K = torch.quantile(pooled_S[:: max(len(pooled_S) // 100_000, 1)], shares_K)
     grid_K[0] = pooled_S.min() - _BELOW

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -78,3 +79,17 @@ def test_without_straight_through_no_gradient_reaches_the_scores() -> None:
         own = [parameter.grad for parameter in model.trimmers.parameters()]
         gradients.append(sum(float(grad.abs().sum()) for grad in own if grad is not None))
     assert gradients[0] > 0 and gradients[1] == 0
+
+
+@pytest.mark.parametrize("variant", tiny.one_per_form(), ids=str)
+def test_every_form_has_one(variant: tiny.Variant) -> None:
+    model = tiny.attach(variant.build(), "cross_modal", "global_head")
+    inputs = tiny.ragged_inputs(model.backbone)
+    with torch.no_grad():
+        log = model(inputs, "masked", log_scores=True).decisions
+    trimmed_B, full_B = instance_macs(model, log)
+    now = float(trimmed_B.sum() / full_B.sum())
+    found = [float(solved_threshold(model, log, now + by)) for by in (-0.05, 0.0, 0.05)]
+    assert all(math.isfinite(value) for value in found)
+    assert found[0] > found[2]  # less may stay above a higher one
+    assert found[0] >= 0.0 >= found[2]  # on either side of the threshold that gave the present share
