@@ -152,7 +152,8 @@ def _settings(methods: dict[str, Any], name: str, base: str, ratio: float | None
     own = methods["methods"][name]
     below = _settings(methods, own["extends"], base, ratio) if "extends" in own else {"overrides": {}}
     overrides = below["overrides"]
-    for further in (own.get("overrides"), own.get("on", {}).get(base), own.get("at", {}).get(ratio)):
+    at = {float(key): value for key, value in own.get("at", {}).items()}
+    for further in (own.get("overrides"), own.get("on", {}).get(base), at.get(ratio or 0.0)):
         overrides = _laid_over(overrides, further or {})
     kept = {key: value for key, value in own.items() if key not in ("overrides", "on", "at", "extends")}
     return {**below, **kept, "overrides": overrides}
