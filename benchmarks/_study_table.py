@@ -129,7 +129,7 @@ def study_run(
         keep: Share of heads to keep.
         more: Further overrides, which win.
     """
-    settings = _settings(methods, method, base, ratio)
+    settings = _settings(methods, method, base)
     overrides: dict[str, Any] = {}
     trims = "pruning" not in settings["overrides"]
     if trims and keep is not None:
@@ -147,15 +147,14 @@ def study_run(
     return StudyRun(base, method, ratio, keep, seed, overrides, settings.get("size"), start, facts)
 
 
-def _settings(methods: dict[str, Any], name: str, base: str, ratio: float | None) -> dict[str, Any]:
-    """A method's own entry over that of the method it extends; overrides for this base and ratio included."""
+def _settings(methods: dict[str, Any], name: str, base: str) -> dict[str, Any]:
+    """A method's own entry over that of the method it extends; overrides for this base included."""
     own = methods["methods"][name]
-    below = _settings(methods, own["extends"], base, ratio) if "extends" in own else {"overrides": {}}
+    below = _settings(methods, own["extends"], base) if "extends" in own else {"overrides": {}}
     overrides = below["overrides"]
-    at = {float(key): value for key, value in own.get("at", {}).items()}
-    for further in (own.get("overrides"), own.get("on", {}).get(base), at.get(ratio or 0.0)):
-        overrides = _laid_over(overrides, further or {})
-    kept = {key: value for key, value in own.items() if key not in ("overrides", "on", "at", "extends")}
+    for further in (own.get("overrides", {}), own.get("on", {}).get(base, {})):
+        overrides = _laid_over(overrides, further)
+    kept = {key: value for key, value in own.items() if key not in ("overrides", "on", "extends")}
     return {**below, **kept, "overrides": overrides}
 
 

@@ -83,8 +83,7 @@ class WarmStart:
         self.trainer, self.settings, self.steps = trainer, settings, settings.steps
         onward = settings.saliency == "onward"
         self.losses = saliency.Warmup(settings.weight, settings.temperature, settings.smoothing, onward)
-        held = replace(self.losses, weight=settings.hold_weight, trimmers_only=settings.hold_trimmers_only)
-        self.hold = held if settings.hold_weight else None
+        self.hold = replace(self.losses, weight=settings.hold_weight) if settings.hold_weight else None
 
     def run(self) -> None:
         """All steps that are still to do; checkpoints as in training."""

@@ -220,7 +220,7 @@ class Objective(nn.Module):
 
     def _warm_up(self, batch: Any, settings: Warmup) -> dict[str, Tensor]:
         """Losses of the warm start: the task's, and the mean divergence of the scores from saliency."""
-        found = probe(self.model, batch.inputs, detached=settings.trimmers_only)
+        found = probe(self.model, batch.inputs)
         task = self.task_loss(found.output, batch)
         answer = own_answer(found.output, self.logits(found.output, batch))
         of_site = guidance_losses(found, answer, settings)
@@ -242,7 +242,7 @@ class Objective(nn.Module):
             inputs = {**inputs, **self.task_loss.replay(output)}
         if settings is None:
             return self.model(inputs, "full").output, nothing
-        found = probe(self.model, inputs, detached=settings.trimmers_only)
+        found = probe(self.model, inputs)
         answer = own_answer(found.output, self.logits(found.output, batch))
         return found.output, torch.stack(list(guidance_losses(found, answer, settings).values())).mean()
 

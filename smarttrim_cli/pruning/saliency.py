@@ -45,14 +45,12 @@ class Warmup:
         smoothing: Share of the uniform distribution in what is learned. It bounds the scores below: no token
             is pushed further under the mean than log(smoothing).
         onward: Whether a mask counts from its layer on, or in its layer alone.
-        trimmers_only: Whether the backbone is left out of it: no gradient from scores to what they look at.
     """
 
     weight: float = 1.0
     temperature: float = 1.0
     smoothing: float = 0.1
     onward: bool = True
-    trimmers_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,13 +76,9 @@ class Probe:
 
 @dataclass
 class _ProbingContext(ForwardContext):
-    """Keeps everything; every probed site gets a mask of its own, which counts from there to the next one.
-
-    ``detached``: what the scores say of the tokens gives the tokens no gradient.
-    """
+    """Keeps everything; every probed site gets a mask of its own, which counts from there to the next one."""
 
     probed: Collection[str] = ()
-    detached: bool = False
     masks: dict[str, Tensor] = field(default_factory=dict)
     scores: dict[str, Tensor] = field(default_factory=dict)
 
@@ -94,11 +88,7 @@ class _ProbingContext(ForwardContext):
         assert isinstance(stream, MaskedStream)
         if name in self.trimmers:
             ids = stream.spread_scalar(self._ids(spec.stream))
-            tokens, cls_BD, guide_BD = hidden, self.cls[spec.stream], self._guide(spec)
-            if self.detached:
-                tokens, cls_BD = tokens.detach(), cls_BD.detach()
-                guide_BD = None if guide_BD is None else guide_BD.detach()
-            view = TokenView(tokens, cls_BD, guide_BD, stream, ids, self.threshold)
+            view = TokenView(hidden, self.cls[spec.stream], self._guide(spec), stream, ids, self.threshold)
             self.scores[name] = self.trimmers[name](view)
         if name in self.probed:
             self.masks[name] = stream.valid_BN.float().requires_grad_()
@@ -110,27 +100,17 @@ class _ProbingContext(ForwardContext):
         return None
 
 
-def probe(
-    model: TrimmedModel,
-    inputs: Mapping[str, Any],
-    sites: Collection[str] | None = None,
-    detached: bool = False,
-) -> Probe:
+def probe(model: TrimmedModel, inputs: Mapping[str, Any], sites: Collection[str] | None = None) -> Probe:
     """Run the model with everything kept, ready for :func:`saliency`; trimmers only score.
 
     Args:
         model: Its trimmers, if it has any, are not obeyed.
         inputs: Keyword arguments of the backbone's forward: those of training, where a model generates.
         sites: Token sites to probe; by default those that have a trimmer.
-        detached: Whether scores give the backbone no gradient.
     """
     trimmers = {name: trimmer for name, trimmer in model.sites.items() if Site.parse(name).kind == TOKEN}
     context = _ProbingContext(
-        "masked",
-        model.architecture,
-        trimmers,
-        probed=trimmers if sites is None else sites,
-        detached=detached,
+        "masked", model.architecture, trimmers, probed=trimmers if sites is None else sites
     )
     with running(context):
         output = model.backbone(**inputs)

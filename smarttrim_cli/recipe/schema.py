@@ -248,9 +248,6 @@ class GuidanceWarmup(Section):
     hold_weight: float = Field(
         0.0, ge=0, description="Weight of the divergence in training: scores go on learning the saliency."
     )
-    hold_trimmers_only: bool = Field(
-        False, description="Whether the divergence in training leaves the backbone to the other losses."
-    )
     margin: float = Field(
         1.0, description="How far above the threshold the lowest scores lie when trimming begins."
     )

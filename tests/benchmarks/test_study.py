@@ -379,10 +379,3 @@ def test_scores_of_instances_are_stored_in_short() -> None:
     assert worker.compact([1.0, 0.0, 1.0]) == "101"
     assert worker.compact([1.0, 0.3]) == [1.0, 0.3]
     assert worker.expanded("101") == [1.0, 0.0, 1.0]
-
-
-def test_a_method_may_differ_at_a_ratio() -> None:
-    key = "strategy.guidance_warmup.hold_trimmers_only"
-    at = {ratio: study_run(METHODS, "meter_vqa", "ours", 1, ratio).overrides.get(key) for ratio in (2.0, 3.0)}
-    assert at == {2.0: True, 3.0: None}
-    assert study_run(METHODS, "meter_vqa", "ours_long", 1, 2.0).overrides[key] is True

@@ -241,20 +241,6 @@ def test_shifting_scores() -> None:
             assert_close(scores_RN - first.scores[name], torch.full_like(scores_RN, 1.5 - lowest[name]))
 
 
-def test_scores_may_leave_the_backbone_alone() -> None:
-    model = tiny.attach(tiny.meter(), "cross_modal", "global_head")
-    inputs = tiny.ragged_inputs(model.backbone)
-    for alone in (False, True):
-        model.zero_grad()
-        found = probe(model, inputs, detached=alone)
-        settings = Warmup(trimmers_only=alone)
-        losses = saliency.guidance_losses(found, answer_of(found.output), settings)
-        torch.stack(list(losses.values())).sum().backward()
-        reached = [name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())]
-        assert any(name.startswith("trimmers.") for name in reached)
-        assert alone != any(name.startswith("backbone.") for name in reached)
-
-
 def test_the_mean_level_of_rows() -> None:
     model = tiny.attach(tiny.meter(), "cross_modal", "global_head")
     found = probe(model, tiny.ragged_inputs(model.backbone))
