@@ -44,7 +44,8 @@ def _claims(cells: Cells) -> Iterator[Row]:
             yield _heads(cells, other, keep)
     for method in (PAPER, OURS):
         for what in ("objects", "steps"):
-            yield _follows(cells, method, what)
+            for cost in ("macs", "share"):
+                yield _follows(cells, method, what, cost)
 
 
 def _retains(cells: Cells, cell: Cell | None, base: str, method: str, ratio: float, least: float) -> Row:
@@ -93,13 +94,12 @@ def _judged(claim: str, cell: Cell | None, other: Cell | None, least: float) -> 
     return claim, signed(difference), difference.mean >= least if least else difference.mean > 0
 
 
-def _follows(cells: Cells, method: str, what: str) -> Row:
+def _follows(cells: Cells, method: str, what: str, cost: str) -> Row:
     """Whether the rank correlation's interval lies above 0 in every run at 2.0x."""
-    claim = f"{_NAMES[method]}, ordinary, 2.0x: share kept rises with the number of {what}"
+    rising = {"macs": "MACs rise", "share": "share kept rises"}[cost]
+    claim = f"{_NAMES[method]}, ordinary, 2.0x: {rising} with the number of {what}"
     cell = cells.get(_ORDINARY, method, 2.0)
-    found = (
-        [result.get("difficulty", {}).get(what, {}).get("share") for result in cell.results] if cell else []
-    )
+    found = [result.get("difficulty", {}).get(what, {}).get(cost) for result in cell.results] if cell else []
     known = [one for one in found if one]
     if not known:
         return claim, "-", None
