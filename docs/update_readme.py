@@ -40,8 +40,8 @@ def table(result: dict[str, Any]) -> str:
     note = (
         '"Full" is the fine-tuned model with its trimmers off. '
         f"Printed by `make quickstart` ({where}), with "
-        "settings chosen after trial runs ([docs/quickstart_model.md](docs/quickstart_model.md)); raw numbers "
-        "in "
+        "settings chosen after trial runs ([docs/quickstart_model.md](docs/quickstart_model.md)); raw "
+        "numbers in "
         "[docs/results/quickstart.json](docs/results/quickstart.json). A model this small gains no time from "
         "trimming: at width 64 the bookkeeping costs more than the arithmetic saved, so the latency of the "
         "full size stands beside it."
