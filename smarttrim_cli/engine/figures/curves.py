@@ -30,7 +30,7 @@ _LOG_ABOVE = 10
 _KINDS = {"token": "tokens", "head": "self-attention heads", "cross_head": "cross-attention heads"}
 _LOSSES = {"loss": INK, "task": BLUE, "distillation": ORANGE, "cost": PURPLE}
 _OTHER_LOSSES = (GREEN, VERMILION, SKY, MUTED)
-_NO_LOSSES = ("step", "seconds", "learning_rate", "macs_ratio")
+_NO_LOSSES = ("step", "seconds", "learning_rate", "macs_ratio", "threshold")
 
 
 def draw_curves(path: Path, title: str, history: History, metric: str) -> Path:
