@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def heads(path: Path, cells: Cells, base: str) -> bool:
         axes.axhline(full[1], color=INK, linewidth=0.8, linestyle=(0, (1, 2)), label="full model")
     axes.set_xlabel("share of heads kept")
     axes.set_ylabel(there[0].metric)
-    axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+    axes.legend(frameon=False, fontsize=8.5, loc="best")
     _save(figure, path)
     return True
 
@@ -102,7 +103,7 @@ def _plain(method: str) -> str:
     return method.removesuffix("_free").removesuffix("_frozen")
 
 
-def relevance(path: Path, cells: Cells, base: str, at: float, most: int = 6) -> bool:
+def relevance(path: Path, cells: Cells, base: str, at: float, most: int = 9) -> bool:
     """Share kept of relevant, other-object and background patches by layer, a panel per method."""
     there = [cell for cell in cells.of(base, ["method"]) if cell.at == at and "relevance" in cell.first][
         :most
@@ -114,7 +115,7 @@ def relevance(path: Path, cells: Cells, base: str, at: float, most: int = 6) -> 
     figure, panels = _figure(3.4 * columns, 2.9 * rows, columns, rows)
     for cell, axes in zip(there, panels, strict=False):
         _curves(axes, cell)
-        axes.set_title(cell.first["label"], loc="left", fontsize=9.5, fontweight="bold")
+        axes.set_title(textwrap.fill(cell.first["label"], 30), loc="left", fontsize=9.5, fontweight="bold")
     for axes in panels[len(there) :]:
         axes.set_visible(False)
     panels[0].set_ylabel("share of patches kept")

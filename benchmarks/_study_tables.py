@@ -10,7 +10,7 @@ from _study_cells import Cell, Cells
 
 from smarttrim_cli.metrics.seeds import Difference
 
-PAPER, ANNEALED, OURS = "smarttrim", "annealed", "ours"
+PAPER, OURS = "smarttrim", "ours"
 _NONE = "-"
 
 
