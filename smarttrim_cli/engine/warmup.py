@@ -5,10 +5,13 @@ steps come before those of training and in addition to them; they see batches of
 sees the same ones with and without a warm start. It then begins with a fresh optimizer and schedule.
 
 At the end every site's scores are shifted by a constant, which leaves their softmax as it is. All sites then
-reach their own group's target at one and the same threshold, and the lowest scores lie ``margin`` above the
-present one: training begins with everything kept, and what the model least depends on is the first to go. (A
+reach their own group's target at one and the same threshold (``align: quantile``), or mean the same share of
+the saliency by the same score (``probability``); and the lowest scores lie ``margin`` above the present
+threshold: training begins with everything kept, and what the model least depends on is the first to go. (A
 mean score of ``keep_logit`` would not do: scores are spread over several logits, and much would be dropped at
 once. Nor would lowest scores that are alike everywhere: words are few, and half of them would be dropped.)
+
+With ``hold_weight`` the scores go on learning it in training (:class:`.objective.Target`'s ``guidance``).
 """
 
 from __future__ import annotations

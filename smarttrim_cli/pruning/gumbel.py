@@ -16,15 +16,14 @@ def logistic_noise(like: Tensor) -> Tensor:
     return (torch.log(uniform) - torch.log1p(-uniform)).to(like.dtype)
 
 
-def gumbel_sigmoid(scores: Tensor, temperature: float, noise: Tensor | float = 0.0) -> Tensor:
+def gumbel_sigmoid(noisy_scores: Tensor, temperature: float) -> Tensor:
     """M = sigmoid((pi + G' - G'') / tau), Eq. 8.
 
     Args:
-        scores: pi, any shape.
+        noisy_scores: pi + G' - G'', any shape; pi alone for the deterministic relaxation.
         temperature: tau > 0.
-        noise: G' - G'', of the same shape; 0 for the deterministic relaxation.
     """
-    return torch.sigmoid((scores + noise) / temperature)
+    return torch.sigmoid(noisy_scores / temperature)
 
 
 def hard_mask(scores: Tensor, threshold: float | Tensor = 0.0) -> Tensor:

@@ -13,7 +13,7 @@ from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.inference import batches
 from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.pruning.saliency import Warmup, probe, score_quantiles
+from smarttrim_cli.pruning.saliency import Warmup, mean_log_total, probe, score_quantiles
 from smarttrim_cli.pruning.sites import Site
 from tests.engine.tiny_run import metrics, tiny_recipe, tree
 
@@ -101,6 +101,32 @@ def test_training_begins_with_everything_kept(tmp_path: Path, monkeypatch: pytes
     assert kept["kept/token.vision"] > 0.99 and kept["kept/token.text"] > 0.99
     assert len(at_target) == 6 and min(at_target) > 1.0  # the margin
     assert max(at_target) - min(at_target) < 0.2  # one threshold will do
+
+
+def test_scores_of_all_layers_may_mean_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels: list[float] = []
+    kept: list[float] = []
+    step = Trainer._step
+
+    def noted(trainer: Trainer, loader: Any) -> dict[str, float]:
+        if not levels:
+            with torch.no_grad():
+                batch = next(iter(batches(trainer.bundle, "train", 60, 60)))
+                found = probe(trainer.bundle.model.eval(), batch.inputs)
+            levels.extend(mean_log_total(found, name) for name in found.scores)
+        terms = step(trainer, loader)
+        kept.append(min(value for name, value in terms.items() if name.startswith("kept/token")))
+        return terms
+
+    monkeypatch.setattr(Trainer, "_step", noted)
+    probability = "strategy.guidance_warmup.align=probability"
+    finetune(
+        tiny_recipe(
+            tmp_path, *WARM, "strategy.guidance_warmup.steps=20", "pruning.gumbel_noise=false", probability
+        )
+    )
+    assert len(levels) == 6 and max(levels) - min(levels) < 0.2  # .6 where quantiles are aligned
+    assert kept[0] > 0.99
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, recipe: Any, after: int, resume: str | None = None) -> None:
