@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from _study_cells import Cell, Cells
@@ -146,19 +146,31 @@ def _number(value: float | None, digits: int = 2) -> str:
     return _NONE if value is None else f"{value:.{digits}f}"
 
 
-def trials_table(trials: Sequence[dict[str, Any]]) -> list[str]:
-    """Runs that settings were chosen by: what they changed, and how they scored."""
+def trials_table(trials: Sequence[dict[str, Any]], usual: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Runs that settings were chosen by: what they changed, and how they scored.
+
+    Args:
+        trials: Their results.
+        usual: Method and base to the overrides of today. A trial that has all of these keys is shown by
+            what is different, others by all that they override.
+    """
     rows = []
     for trial in sorted(trials, key=lambda trial: str(trial["trial"])):
         side = trial["trimmed"]
-        changed = dict(text.split("=", 1) for text in trial["overrides"])
-        said = ", ".join(
-            f"`{k}={v}`" for k, v in changed.items() if k not in ("seed", "pruning.target_speedup")
-        )
         score = f"{side[trial['metric']]:.3f} ± {side[trial['metric'] + '_se']:.3f}"
         fewer = f"{trial['speedup']['macs']:.2f}x"
-        rows.append([str(trial["trial"]), trial["base"], said or _NONE, str(trial["steps"]), fewer, score])
+        said = _changed(trial, usual.get(f"{trial['method']} {trial['base']}", {}))
+        rows.append([str(trial["trial"]), trial["base"], said, str(trial["steps"]), fewer, score])
     return markdown(["trial", "recipe", "changed", "steps", "fewer MACs", "score"], rows) if rows else []
+
+
+def _changed(trial: dict[str, Any], usual: Mapping[str, str]) -> str:
+    own = dict(text.split("=", 1) for text in trial["overrides"])
+    own = {key: value for key, value in own.items() if key not in ("seed", "pruning.target_speedup")}
+    if not usual or not usual.keys() <= own.keys():
+        return ", ".join(f"`{key}={value}`" for key, value in own.items()) or _NONE
+    different = [f"`{key}={value}`" for key, value in own.items() if usual.get(key) != value]
+    return f"{trial['method']}: {', '.join(different) or 'nothing'}"
 
 
 def _label(cell: Cell) -> str:

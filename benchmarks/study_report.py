@@ -17,7 +17,7 @@ from _study_cells import Cells, read_cells
 from _study_claims import claims_table
 from _study_pool import read_json
 from _study_readme import write_readme
-from _study_table import ROOT, read_methods
+from _study_table import ROOT, as_overrides, read_methods, study_run
 
 from smarttrim_cli.engine.files import write_text
 
@@ -56,7 +56,7 @@ def write(folder: Path) -> None:
     text = page.read_text(encoding="utf-8") if page.exists() else _NEW
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    lines = [*_sections(cells, methods, folder), *_trials(folder), *_failed(folder)]
+    lines = [*_sections(cells, methods, folder), *_trials(folder, methods), *_failed(folder)]
     write_text(page, f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n{END}{after}")
     if folder.resolve() == RESULTS:
         write_readme(cells)
@@ -110,12 +110,23 @@ def _titled(title: str, table: list[str]) -> list[str]:
     return [title, "", *table, ""] if table else []
 
 
-def _trials(folder: Path) -> list[str]:
+def _trials(folder: Path, methods: dict[str, Any]) -> list[str]:
     """Runs that are no part of the study, but by which its settings were chosen."""
     found = [
         (read_json(path) or {}) | {"trial": path.stem} for path in sorted((folder / "trials").glob("*.json"))
     ]
-    return _titled("## Trials", tables.trials_table(found))
+    usual = {
+        f"{one['method']} {one['base']}": _usual(methods, one["base"], one["method"])
+        for one in found
+        if one["method"] in methods["methods"]
+    }
+    return _titled("## Trials", tables.trials_table(found, usual))
+
+
+def _usual(methods: dict[str, Any], base: str, method: str) -> dict[str, str]:
+    """Overrides of a method as runs note them, without those that all have."""
+    overrides = as_overrides(study_run(methods, base, method, 1).overrides)
+    return {key: value for key, value in (text.split("=", 1) for text in overrides) if key != "seed"}
 
 
 def _failed(folder: Path) -> list[str]:

@@ -323,6 +323,16 @@ def test_claims() -> None:
     assert rows["learned heads, 0.5 kept: above random"] == "yes"
 
 
+def test_a_trial_is_shown_by_what_it_changed() -> None:
+    usual = {"ours meter_vqa": {"a.b": "1", "c": "2"}}
+    trial = {"trial": "t", "method": "ours", "base": "meter_vqa", "metric": "accuracy", "steps": 9}
+    trial |= {"trimmed": {"accuracy": 0.5, "accuracy_se": 0.01}, "speedup": {"macs": 2.0}}
+    newer = trial | {"overrides": ["pruning.target_speedup=2.0", "a.b=1", "c=3", "d=4", "seed=1"]}
+    older = trial | {"overrides": ["a.b=5", "seed=1"]}  # of a time when the method did not set c
+    assert "| ours: `c=3`, `d=4` | 9 | 2.00x | 0.500 ± 0.010 |" in tables.trials_table([newer], usual)[2]
+    assert "| `a.b=5` | 9 |" in tables.trials_table([older], usual)[2]
+
+
 def test_the_readmes_table() -> None:
     cells = Cells(
         [
