@@ -6,10 +6,12 @@ sees the same ones with and without a warm start. It then begins with a fresh op
 
 At the end every site's scores are shifted by a constant, which leaves their softmax as it is. All sites then
 reach their own group's target at one and the same threshold (``align: quantile``), or mean the same share of
-the saliency by the same score (``probability``); and the lowest scores lie ``margin`` above the present
-threshold: training begins with everything kept, and what the model least depends on is the first to go. (A
-mean score of ``keep_logit`` would not do: scores are spread over several logits, and much would be dropped at
-once. Nor would lowest scores that are alike everywhere: words are few, and half of them would be dropped.)
+the saliency by the same score (``probability``). With ``group`` the latter holds within a group, and each
+group as a whole reaches its target at the same threshold: words are few, and each has a larger share than a
+patch. The lowest scores lie ``margin`` above the present threshold: training begins with everything kept, and
+what the model least depends on is the first to go. (A mean score of ``keep_logit`` would not do: scores are
+spread over several logits, and much would be dropped at once. Nor would lowest scores that are alike
+everywhere: half of the words would be dropped.)
 
 With ``hold_weight`` the scores go on learning it in training (:class:`.objective.Target`'s ``guidance``).
 """
@@ -168,13 +170,28 @@ class WarmStart:
             batch = to_device(next(loader), trainer.accelerator.device)  # type: ignore[call-overload]
             with trainer.accelerator.autocast():
                 found = saliency.probe(model, batch.inputs)
+            level = self._equal(found, dropped)
             for name in trimmers:
-                low, last = saliency.score_quantiles(found, name, (_LOWEST, max(dropped[name], _LOWEST)))
-                if self.settings.align == "probability":
-                    last = saliency.mean_log_total(found, name)
+                (low,) = saliency.score_quantiles(found, name, (_LOWEST,))
                 lowest[name] += trainer.mean_over_processes(low) / _BATCHES_TO_SHIFT_BY
-                equal[name] += trainer.mean_over_processes(last) / _BATCHES_TO_SHIFT_BY
+                equal[name] += trainer.mean_over_processes(level[name]) / _BATCHES_TO_SHIFT_BY
         widest = max(equal[name] - lowest[name] for name in trimmers)
         where = float(model.threshold) + self.settings.margin + widest
         for name, trimmer in trimmers.items():
             trimmer.shift_scores(where - equal[name])
+
+    def _equal(self, found: saliency.Probe, dropped: dict[str, float]) -> dict[str, float]:
+        """The score of every site that is to be the same for all of them."""
+        if self.settings.align == "quantile":
+            return {
+                name: saliency.score_quantiles(found, name, (max(share, _LOWEST),))[0]
+                for name, share in dropped.items()
+            }
+        level = {name: saliency.mean_log_total(found, name) for name in dropped}
+        if self.settings.align == "group":
+            groups = {name: Site.parse(name).group for name in dropped}
+            for group in set(groups.values()):
+                own = {name: level[name] for name in dropped if groups[name] == group}
+                reached = saliency.share_quantile(found, own, max(dropped[next(iter(own))], _LOWEST))
+                level |= {name: value + reached for name, value in own.items()}
+        return level

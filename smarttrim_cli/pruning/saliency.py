@@ -195,6 +195,18 @@ def score_quantiles(found: Probe, name: str, shares: Sequence[float]) -> list[fl
     return [float(value) for value in torch.quantile(scores_T, scores_T.new_tensor(shares))]
 
 
+def share_quantile(found: Probe, level: Mapping[str, float], share: float) -> float:
+    """What a share of the removable tokens of some sites lie below.
+
+    Args:
+        found: A pass.
+        level: Site name to what is subtracted from its scores, such as :func:`mean_log_total`.
+        share: Of all their tokens together.
+    """
+    scores = [found.scores[name].detach().float()[found.removable(name)] - own for name, own in level.items()]
+    return float(torch.quantile(torch.cat(scores), share))
+
+
 def mean_log_total(found: Probe, name: str) -> float:
     """Log of the sum of exponentials of a row's scores over its removable tokens, mean over rows with any.
 

@@ -239,11 +239,12 @@ class GuidanceWarmup(Section):
     key_std: float = Field(
         0.1, ge=0, description="Spread that the trimmers' W_k starts with, which stable_init puts to 0."
     )
-    align: Literal["quantile", "probability"] = Field(
+    align: Literal["quantile", "probability", "group"] = Field(
         "quantile",
         description="What makes the scores of layers comparable when trimming begins. quantile: every layer "
         "reaches its group's target at the same threshold. probability: scores mean the logarithm of a "
-        "token's share of the saliency, so that a layer that knows more drops more.",
+        "token's share of the saliency, so that a layer that knows more drops more. group: so within a "
+        "group, and every group reaches its own target at the same threshold.",
     )
     hold_weight: float = Field(
         0.0, ge=0, description="Weight of the divergence in training: scores go on learning the saliency."

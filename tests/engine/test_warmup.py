@@ -13,7 +13,7 @@ from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.inference import batches
 from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.pruning.saliency import Warmup, mean_log_total, probe, score_quantiles
+from smarttrim_cli.pruning.saliency import Warmup, mean_log_total, probe, score_quantiles, share_quantile
 from smarttrim_cli.pruning.sites import Site
 from tests.engine.tiny_run import metrics, tiny_recipe, tree
 
@@ -103,8 +103,13 @@ def test_training_begins_with_everything_kept(tmp_path: Path, monkeypatch: pytes
     assert max(at_target) - min(at_target) < 0.2  # one threshold will do
 
 
-def test_scores_of_all_layers_may_mean_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    levels: list[float] = []
+@pytest.mark.parametrize("align", ["probability", "group"])
+def test_scores_of_all_layers_may_mean_the_same(
+    align: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over all sites, or within a group, whose tokens together then reach its target where others do."""
+    levels: dict[str, dict[str, float]] = {}
+    reached: list[float] = []
     kept: list[float] = []
     step = Trainer._step
 
@@ -113,19 +118,28 @@ def test_scores_of_all_layers_may_mean_the_same(tmp_path: Path, monkeypatch: pyt
             with torch.no_grad():
                 batch = next(iter(batches(trainer.bundle, "train", 60, 60)))
                 found = probe(trainer.bundle.model.eval(), batch.inputs)
-            levels.extend(mean_log_total(found, name) for name in found.scores)
+            for name in found.scores:
+                levels.setdefault(Site.parse(name).group, {})[name] = mean_log_total(found, name)
+            for group, own in levels.items():
+                sites = dict.fromkeys(own, 0.0)
+                reached.append(share_quantile(found, sites, 1 - trainer.plan.kept[group]))
         terms = step(trainer, loader)
         kept.append(min(value for name, value in terms.items() if name.startswith("kept/token")))
         return terms
 
     monkeypatch.setattr(Trainer, "_step", noted)
-    probability = "strategy.guidance_warmup.align=probability"
+    chosen = f"strategy.guidance_warmup.align={align}"
     finetune(
         tiny_recipe(
-            tmp_path, *WARM, "strategy.guidance_warmup.steps=20", "pruning.gumbel_noise=false", probability
+            tmp_path, *WARM, "strategy.guidance_warmup.steps=20", "pruning.gumbel_noise=false", chosen
         )
     )
-    assert len(levels) == 6 and max(levels) - min(levels) < 0.2  # .6 where quantiles are aligned
+    vision, text = (list(levels[f"token.{modality}"].values()) for modality in ("vision", "text"))
+    spread = max(max(sites) - min(sites) for sites in (vision, text))
+    assert len(vision + text) == 6 and spread < 0.2  # .6 where quantiles are aligned
+    apart = max(vision + text) - min(vision + text)
+    assert (apart < 0.2) == (align == "probability")
+    assert (max(reached) - min(reached) < 0.2) == (align == "group")
     assert kept[0] > 0.99
 
 
