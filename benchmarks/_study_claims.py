@@ -9,16 +9,21 @@ from _study_tables import OURS, PAPER, markdown, signed
 
 _ORDINARY, _DENSE = "meter_vqa", "meter_vqa_dense"
 _LONG = "ours_long"
+_WORDS, _WORDS_LONG = "ours_words", "ours_words_long"
 _RETAINED = {
     (_ORDINARY, PAPER): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
     (_ORDINARY, OURS): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
+    (_ORDINARY, _WORDS): {2.0: 0.98, 3.0: 0.95},
     (_ORDINARY, _LONG): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
+    (_ORDINARY, _WORDS_LONG): {2.0: 0.98, 3.0: 0.95},
     (_DENSE, OURS): {2.5: 0.97, 3.5: 0.90},
 }
 _NAMES = {
     PAPER: "SmartTrim",
     OURS: "ours",
+    _WORDS: "ours, words too",
     _LONG: "ours with twice the steps",
+    _WORDS_LONG: "ours, words too, with twice the steps",
     _ORDINARY: "ordinary",
     _DENSE: "dense",
 }
