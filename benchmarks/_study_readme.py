@@ -14,6 +14,7 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- study:begin -->", "<!-- study:end -->"
 _COLUMNS = (("meter_vqa", 2.0), ("meter_vqa", 3.0), ("meter_vqa_dense", 2.5))
 _NAMES = {"meter_vqa": "ordinary scenes", "meter_vqa_dense": "dense scenes"}
+_SHOWN_TOO = ("ours_long", "ours_words_long")
 _NOT_SHOWN = ("checkpoint", "trips_plain", "low_resolution")
 
 
@@ -33,8 +34,9 @@ def study_table(cells: Cells) -> list[str]:
     """Methods by ratio: accuracy in percent with its standard error, and the number of seeds."""
     methods: dict[str, Cell] = {}
     for base, _ in _COLUMNS:
-        for cell in cells.of(base, ["full", "method"]):
-            if cell.method not in _NOT_SHOWN:
+        for cell in cells.of(base, ["full", "method", "switch"]):
+            wanted = cell.method not in _NOT_SHOWN and cell.first["kind"] != "switch"
+            if wanted or cell.method in _SHOWN_TOO:
                 methods.setdefault(cell.method, cell)
     rows = []
     for method, named in methods.items():
