@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
 import torch
@@ -26,6 +27,17 @@ def best_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} is not available: {error}", where="--device") from error
     return device
+
+
+def several_on_cpu() -> bool:
+    """Whether this is one of several processes (``torchrun``, ``mpirun``) on a machine without a GPU.
+
+    accelerate has to be told: by itself it would take each for the only one, and all would write to one run.
+    """
+    names = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    together = any(int(os.environ.get(name, 1)) > 1 for name in names)
+    return together and (found is None or found.type == "mps")
 
 
 def synchronize(device: torch.device) -> None:

@@ -14,6 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.build import build, completed, plan_for
 from smarttrim_cli.engine.checkpoint import latest
+from smarttrim_cli.engine.devices import several_on_cpu
 from smarttrim_cli.engine.files import check_writable
 from smarttrim_cli.engine.plan import describe_plan
 from smarttrim_cli.engine.plan import plan as plan_without_data
@@ -60,6 +61,7 @@ def finetune(
         torch.set_num_threads(recipe.train.num_threads)
     AcceleratorState._reset_state()  # of an earlier run in this process: it fixes the precision
     accelerator = Accelerator(
+        cpu=several_on_cpu(),
         mixed_precision=recipe.train.mixed_precision,
         gradient_accumulation_steps=recipe.train.gradient_accumulation_steps,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
