@@ -41,8 +41,11 @@ def finetune(
     from smarttrim_cli.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
+    from smarttrim_cli.engine.devices import first_process
     from smarttrim_cli.engine.finetune import finetune as run
 
     result = run(loaded, resume=resume, dry_run=dry_run, overwrite=overwrite, reporter=console)
+    if not first_process():
+        return
     text = render.plan(result) if dry_run else render.comparison(result)
     deliver(console, result, text, as_json=as_json, output=output)

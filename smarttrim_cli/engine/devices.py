@@ -40,6 +40,11 @@ def several_on_cpu() -> bool:
     return together and (found is None or found.type == "mps")
 
 
+def first_process() -> bool:
+    """Whether this process is the only one of its run, or the first: the one that says what came out."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for work queued on a device."""
     if device.type == "cuda":

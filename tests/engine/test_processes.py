@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from smarttrim_cli.cli.app import app
 from smarttrim_cli.engine.devices import several_on_cpu
 from smarttrim_cli.engine.runs import Run
 from tests.engine.test_steering import GUIDED
@@ -47,6 +49,15 @@ def test_torchrun_without_a_gpu(tmp_path: Path) -> None:
     assert len(rows) == len({row["step"] for row in rows}), "each step is logged once"
     assert rows[-1]["step"] == 12 and abs(rows[-1]["macs_ratio"] - 1 / 1.4) < 0.1
     assert Run(tmp_path / "run").summary()["steps"] == 12
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", True), ("1", False)])
+def test_the_result_is_printed_once(rank: str, said: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smarttrim_cli.engine.finetune.finetune", lambda *args, **kwargs: {"steps": 3})
+    monkeypatch.setenv("RANK", rank)
+    done = CliRunner().invoke(app, ["finetune", "quickstart", "--json"])
+    assert done.exit_code == 0, done.output
+    assert bool(done.stdout.strip()) is said
 
 
 @pytest.mark.parametrize(("size", "several"), [("1", False), ("2", True)])
