@@ -218,7 +218,11 @@ class BudgetController(Section):
 
 
 class GuidanceWarmup(Section):
-    """Warm start of the token trimmers' scores on the full model's own saliency; not in the paper."""
+    """Warm start of the token trimmers' scores on the full model's own saliency; not in the paper.
+
+    For a model that knows its task: what one with a new head looks at is no guide, and learning it keeps the model
+    from learning the task. Fine-tune it without trimmers first.
+    """
 
     enabled: bool = Field(
         False, description="Whether scores learn the full model's gradient saliency before trimming begins."
