@@ -218,14 +218,12 @@ class BudgetController(Section):
 
 
 class GuidanceWarmup(Section):
-    """Warm start of the token trimmers' scores on the full model's own saliency; not in the paper.
-
-    For a model that knows its task: what one with a new head looks at is no guide, and learning it keeps the model
-    from learning the task. Fine-tune it without trimmers first.
-    """
+    """Warm start of the token trimmers' scores on the full model's own saliency; not in the paper."""
 
     enabled: bool = Field(
-        False, description="Whether scores learn the full model's gradient saliency before trimming begins."
+        False,
+        description="Whether scores learn the full model's gradient saliency before trimming begins. "
+        "Only for a model that knows its task: learning what one with a new head looks at keeps it from learning the task.",
     )
     steps: Count = Field(400, description="Optimizer steps, in addition to those of train.")
     learning_rate: Positive = Field(
