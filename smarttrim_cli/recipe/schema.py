@@ -222,8 +222,8 @@ class GuidanceWarmup(Section):
 
     enabled: bool = Field(
         False,
-        description="Whether scores learn the full model's gradient saliency before trimming begins. Only for "
-        "a model that knows its task: learning what one with a new head looks at keeps it from learning that.",
+        description="Whether scores learn the full model's gradient saliency before trimming begins. "
+        "Only for a model that knows its task: what one with a new head looks at is no guide.",
     )
     steps: Count = Field(400, description="Optimizer steps, in addition to those of train.")
     learning_rate: Positive = Field(
