@@ -114,15 +114,31 @@ class Trainer:
         )
 
     def train(self) -> None:
-        """All steps that are still to do."""
+        """All steps that are still to do; a warm start comes right before the first that trims."""
         if self.writer is not None:
             self.tracker = self.writer(str(self.run.path / "tensorboard"), purge_step=self.progress.step + 1)
-        if self.warmup is not None:
-            self.warmup.run()
         loader = iter(self.loader(self.progress.step, self.total_steps, self.recipe.seed))
+        if self.warmup is not None:
+            self._train_until(loader, self.first_trimmed_step)
+            sums, self.progress.sums = self.progress.sums, {} if self.progress.step else self.progress.sums
+            self.warmup.run()
+            self.progress.sums = sums if self.progress.step else {}
+        self._train_until(loader, self.total_steps)
+
+    @property
+    def first_trimmed_step(self) -> int:
+        """How many steps the full model trains alone."""
+        steps = (
+            step for step in range(self.total_steps) if self.target_at(step / self.total_steps) is not None
+        )
+        return next(steps, self.total_steps)
+
+    def _train_until(self, loader: Any, end: int) -> None:
+        if self.progress.step >= end:
+            return
         started, before = time.perf_counter(), self.progress.seconds
         with self.reporter.track(self.total_steps, "training") as tracker:
-            while self.progress.step < self.total_steps:
+            while self.progress.step < end:
                 terms = self._step(loader)
                 self.progress.step += 1
                 self.progress.seconds = before + time.perf_counter() - started

@@ -1,8 +1,9 @@
 """Warm start of a run: before trimming, the token trimmers' scores learn the full model's own saliency.
 
 Not in the paper (``strategy.guidance_warmup``). The losses are :mod:`smarttrim_cli.pruning.saliency`'s. The
-steps come before those of training and in addition to them; they see batches of their own, so training itself
-sees the same ones with and without a warm start. It then begins with a fresh optimizer and schedule.
+steps come right before the first step that trims, and in addition to those of training; they see batches of
+their own, so training itself sees the same ones with and without a warm start. It then begins, or goes on,
+with a fresh optimizer. A run that is stopped in a warm start amid training begins it again.
 
 At the end every site's scores are shifted by a constant, which leaves their softmax as it is. All sites then
 reach their own group's target at one and the same threshold (``align: quantile``), or mean the same share of
@@ -91,7 +92,7 @@ class WarmStart:
         self.hold = replace(self.losses, weight=settings.hold_weight) if settings.hold_weight else None
 
     def run(self) -> None:
-        """All steps that are still to do; checkpoints as in training."""
+        """All steps that are still to do; checkpoints as in training, where it comes before all of it."""
         trainer, progress = self.trainer, self.trainer.progress
         if progress.warmup_step == self.steps:
             return
@@ -112,7 +113,8 @@ class WarmStart:
                     tracker.update(progress.warmup_step, **self._log())
                 if progress.warmup_step == self.steps:
                     self._end(loader)
-                if trainer.recipe.train.save_steps and self._due(trainer.recipe.train.save_steps):
+                saves = trainer.recipe.train.save_steps and not progress.step
+                if saves and self._due(trainer.recipe.train.save_steps or 0):
                     self._save()
 
     def _due(self, every: int) -> bool:
@@ -136,7 +138,7 @@ class WarmStart:
         record = {name: value / steps for name, value in progress.sums.items()}
         progress.sums = {}
         if trainer.accelerator.is_main_process:
-            place = {"step": 0, "phase": "warmup", "warmup_step": progress.warmup_step}
+            place = {"step": progress.step, "phase": "warmup", "warmup_step": progress.warmup_step}
             trainer.run.log({**place, "seconds": round(progress.seconds, 2), **record})
             if trainer.tracker is not None:
                 for name, value in record.items():

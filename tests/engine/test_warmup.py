@@ -179,6 +179,27 @@ def test_resumed_run_ends_bit_identically(
         assert {file for file in one if one[file] != two[file]} <= {"state.json"}, name
 
 
+@pytest.mark.parametrize("after", [1, 5, 8])
+def test_full_model_first(after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warm start comes between the full model's own steps and trimming; so it does in a resumed run."""
+    late = (*WARM, "strategy.curriculum.start_ratio=0.5", "logging.logging_steps=3")
+    for folder in ("whole", "again"):
+        (tmp_path / folder).mkdir()
+    finetune(tiny_recipe(tmp_path / "whole", *late))
+    whole = metrics(tmp_path / "whole/run")
+    places = [(row["step"], row.get("warmup_step")) for row in whole if "eval" not in row]
+    assert places == [(2, 3), (2, 6), (3, None), (4, None)]
+    assert {path.name for path in (tmp_path / "whole/run/checkpoints").iterdir()} == {"step-2", "step-4"}
+    recipe = tiny_recipe(tmp_path / "again", *late)
+    interrupted(monkeypatch, recipe, after=after)
+    torch.manual_seed(999)
+    finetune(recipe, resume="auto")
+    assert metrics(tmp_path / "again/run") == whole
+    one, two = tree(tmp_path / "again/run/model"), tree(tmp_path / "whole/run/model")
+    assert one.keys() == two.keys()
+    assert {file for file in one if one[file] != two[file]} <= {"state.json"}
+
+
 def test_another_warm_start_is_refused(warm: Path, tmp_path: Path) -> None:
     for steps, checkpoint in ((5, "warmup-6"), (7, "step-2")):
         recipe = tiny_recipe(tmp_path, *WARM, f"strategy.guidance_warmup.steps={steps}")
