@@ -120,9 +120,11 @@ class Trainer:
         loader = iter(self.loader(self.progress.step, self.total_steps, self.recipe.seed))
         if self.warmup is not None:
             self._train_until(loader, self.first_trimmed_step)
-            sums, self.progress.sums = self.progress.sums, {} if self.progress.step else self.progress.sums
+            amid = self.progress.step > 0  # the losses since the last log are training's then
+            sums = self.progress.sums if amid else {}
+            self.progress.sums = {} if amid else self.progress.sums
             self.warmup.run()
-            self.progress.sums = sums if self.progress.step else {}
+            self.progress.sums = sums
         self._train_until(loader, self.total_steps)
 
     @property

@@ -223,9 +223,12 @@ class GuidanceWarmup(Section):
     enabled: bool = Field(
         False,
         description="Whether scores learn the full model's gradient saliency before trimming begins. "
-        "Only for a model that knows its task: what one with a new head looks at is no guide.",
+        "Only for a model that knows its task: what one with a new head looks at is no guide; "
+        "with strategy.curriculum.start_ratio it learns the task first.",
     )
-    steps: Count = Field(400, description="Optimizer steps, in addition to those of train.")
+    steps: Count = Field(
+        400, description="Optimizer steps, in addition to those of train; right before the first that trims."
+    )
     learning_rate: Positive = Field(
         5e-3,
         description="Peak learning rate of the trimmers meanwhile; the backbone keeps its own.",

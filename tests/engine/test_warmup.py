@@ -13,7 +13,14 @@ from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.inference import batches
 from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.pruning.saliency import Warmup, mean_log_total, probe, score_quantiles, share_quantile
+from smarttrim_cli.pruning.saliency import (
+    Probe,
+    Warmup,
+    mean_log_total,
+    probe,
+    score_quantiles,
+    share_quantile,
+)
 from smarttrim_cli.pruning.sites import Site
 from tests.engine.tiny_run import metrics, tiny_recipe, tree
 
@@ -78,6 +85,13 @@ def test_learning_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert [rates for _, rates in seen] == main
 
 
+@torch.no_grad()
+def probed(trainer: Trainer) -> Probe:
+    """Scores of the model as it is, on a batch of training."""
+    batch = next(iter(batches(trainer.bundle, "train", 60, 60)))
+    return probe(trainer.bundle.model.eval(), batch.inputs)
+
+
 def test_training_begins_with_everything_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first: list[dict[str, float]] = []
     at_target: list[float] = []
@@ -85,9 +99,7 @@ def test_training_begins_with_everything_kept(tmp_path: Path, monkeypatch: pytes
 
     def noted(trainer: Trainer, loader: Any) -> dict[str, float]:
         if not first:
-            with torch.no_grad():
-                batch = next(iter(batches(trainer.bundle, "train", 60, 60)))
-                found = probe(trainer.bundle.model.eval(), batch.inputs)
+            found = probed(trainer)
             for name in found.scores:
                 kept = trainer.plan.kept[Site.parse(name).group]
                 at_target.extend(score_quantiles(found, name, (1 - kept,)))
@@ -115,9 +127,7 @@ def test_scores_of_all_layers_may_mean_the_same(
 
     def noted(trainer: Trainer, loader: Any) -> dict[str, float]:
         if not levels:
-            with torch.no_grad():
-                batch = next(iter(batches(trainer.bundle, "train", 60, 60)))
-                found = probe(trainer.bundle.model.eval(), batch.inputs)
+            found = probed(trainer)
             for name in found.scores:
                 levels.setdefault(Site.parse(name).group, {})[name] = mean_log_total(found, name)
             for group, own in levels.items():
