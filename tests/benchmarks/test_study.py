@@ -70,6 +70,8 @@ def test_every_recipe_can_be_loaded(group: str) -> None:
         else:
             assert recipe.pruning.target_speedup is None and recipe.pruning.target_sparsity is not None
             assert recipe.pruning.target_sparsity.head.vision == pytest.approx(1 - run.keep)
+        if run.base == "blip_captioning" and recipe.pruning and recipe.pruning.target_sparsity:
+            assert not recipe.pruning.target_sparsity.token.text, "there are no words to trim"
         warmup = recipe.strategy.guidance_warmup
         steps = (recipe.train.max_steps or 0) + (warmup.steps if warmup.enabled else 0)
         if group == "checkpoint" or group.endswith("_free"):
