@@ -28,7 +28,8 @@ LABEL_SMOOTHING = 0.1
 def decode(model: Any, decoder: Decoder, ids_RT: Tensor) -> Tensor:
     """One pass over tokens: hidden states (R, T, D), which ``cls`` turns into logits of what follows."""
     bert = model.text_decoder.bert
-    hidden = bert.embeddings(input_ids=ids_RT, past_key_values_length=decoder.length)
+    positions_1T = torch.arange(decoder.length, decoder.length + ids_RT.shape[1], device=ids_RT.device)[None]
+    hidden = bert.embeddings(input_ids=ids_RT, position_ids=positions_1T)
     for index, layer in enumerate(bert.encoder.layer):
         decoder.begin_layer(index, hidden)
         attended = decoder.self_attention(index, BertProjections(layer.attention), hidden, model.training)
