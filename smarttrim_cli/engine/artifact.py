@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,13 @@ class TrimmerConfig:
         groups: Groups of sites with trimmers.
         token: Recipe section of the token trimmer, ``{name, ...}``; None for none.
         head: The same for heads.
+        removed: Sites of these groups whose trimmer was taken out after training.
     """
 
     groups: list[str]
     token: dict[str, Any] | None
     head: dict[str, Any] | None
+    removed: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -137,7 +139,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
 
 
 def trimmers_for(backbone: nn.Module, config: TrimmerConfig) -> dict[str, Trimmer]:
-    """Fresh trimmers for every site of the configured groups."""
+    """Fresh trimmers for every site of the configured groups, without those that were removed."""
 
     def builder(section: dict[str, Any] | None, scores: str) -> Any:
         if section is None:
@@ -155,7 +157,8 @@ def trimmers_for(backbone: nn.Module, config: TrimmerConfig) -> dict[str, Trimme
         return build
 
     token, head = builder(config.token, "token"), builder(config.head, "head")
-    return build_trimmers(backbone.architecture(), config.groups, token, head)
+    trimmers = build_trimmers(backbone.architecture(), config.groups, token, head)
+    return {name: trimmer for name, trimmer in trimmers.items() if name not in config.removed}
 
 
 def save_model(folder: Path, bundle: Bundle) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,9 @@ from smarttrim_cli.pruning.schedule import steered_threshold
 from smarttrim_cli.pruning.sites import TOKEN, Site
 from smarttrim_cli.recipe import Recipe
 from smarttrim_cli.recipe.schema import BudgetController
+
+LEVEL = "level/"
+"""What the names of levels begin with among a step's losses."""
 
 
 def check_steering(recipe: Recipe, model: TrimmedModel) -> None:
@@ -29,7 +34,9 @@ def check_steering(recipe: Recipe, model: TrimmedModel) -> None:
                     where="strategy.budget_controller.method",
                     hint="integral",
                 )
-    if recipe.pruning is None or recipe.pruning.straight_through:
+    if controller.enabled and controller.hold_heads:
+        _check_heads(controller, model)
+    if recipe.pruning is None or recipe.pruning.straight_through is True:
         return
     where = "pruning.straight_through"
     if not strategy.guidance_warmup.enabled:
@@ -44,13 +51,42 @@ def check_steering(recipe: Recipe, model: TrimmedModel) -> None:
             where=where,
             hint="true, or strategy.budget_controller.enabled=true",
         )
+    if recipe.pruning.straight_through == "heads":
+        return
     for name, trimmer in model.sites.items():
         if Site.parse(name).kind != TOKEN and any(p.requires_grad for p in trimmer.parameters()):
             raise UserError(
                 f"head trimmers learn by nothing else ({name})",
                 where=where,
-                hint="true, or pruning.head_trimmer: null",
+                hint="heads, or pruning.head_trimmer: null",
             )
+
+
+def _check_heads(controller: BudgetController, model: TrimmedModel) -> None:
+    where = "strategy.budget_controller.hold_heads"
+    if controller.method != "solved":
+        raise UserError("it goes with a solved threshold", where=where, hint="method: solved")
+    heads = {name: trimmer for name, trimmer in model.sites.items() if Site.parse(name).kind != TOKEN}
+    if not heads:
+        raise UserError("there are no head trimmers", where=where, hint="false")
+    for name, trimmer in heads.items():
+        if not trimmer.shifts:
+            raise UserError(
+                f"scores of {type(trimmer).__name__} ({name}) cannot be shifted", where=where, hint="false"
+            )
+
+
+def hold_heads(model: TrimmedModel, levels: Mapping[str, float]) -> None:
+    """Shift the scores of heads so that they meet their own targets at the model's threshold, in place.
+
+    Args:
+        model: Its head trimmers.
+        levels: Group to the threshold at which it would have met its target (:func:`.budget.head_levels`).
+    """
+    for name, trimmer in model.sites.items():
+        group = Site.parse(name).group
+        if group in levels:
+            trimmer.shift_scores(float(model.threshold) - levels[group])
 
 
 def steer(threshold: Tensor, settings: BudgetController, solved: float, ratio: float, target: float) -> None:

@@ -27,12 +27,13 @@ from smarttrim_cli.engine.report import Reporter
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.engine.sampling import StepSampler
 from smarttrim_cli.engine.scores import collapse_warning, score_summary
-from smarttrim_cli.engine.steering import check_steering, steer
+from smarttrim_cli.engine.steering import LEVEL, check_steering, hold_heads, steer
 from smarttrim_cli.engine.teacher import teaching_of
 from smarttrim_cli.engine.warmup import warmup_of
 from smarttrim_cli.errors import SmartTrimError, UserError
 from smarttrim_cli.pruning.calibrate import Calibration, calibrate
 from smarttrim_cli.pruning.context import Sampling
+from smarttrim_cli.pruning.economy import unprofitable
 from smarttrim_cli.pruning.objective import Objective, Target, Weights
 from smarttrim_cli.pruning.plan import Plan
 from smarttrim_cli.pruning.saliency import Warmup
@@ -188,6 +189,12 @@ class Trainer:
                 self.mean_over_processes(terms.get(name, 0.0)) for name in ("threshold", "macs_ratio")
             )
             steer(self.bundle.model.threshold, controller, solved, ratio, target.macs)
+        if target is not None and target.hold_heads:
+            levels = {name: value for name, value in terms.items() if name.startswith(LEVEL)}
+            hold_heads(
+                self.bundle.model,
+                {name.removeprefix(LEVEL): self.mean_over_processes(value) for name, value in levels.items()},
+            )
         return terms
 
     def _trimming_begins(self) -> bool:
@@ -261,9 +268,10 @@ class Trainer:
         noise = noise if pruning.gumbel_noise else 0.0
         controller = self.recipe.strategy.budget_controller
         solve = controller.enabled and controller.method == "solved"
-        sampling = Sampling(pruning.temperature, noise, pruning.straight_through)
+        noisy = "heads" if pruning.gumbel_noise == "heads" else "all"
+        sampling = Sampling(pruning.temperature, noise, pruning.straight_through, noisy)
         hold = None if self.warmup is None else self.warmup.hold
-        return Target(kept, macs, sampling, solve, hold)
+        return Target(kept, macs, sampling, solve, hold, solve and controller.hold_heads)
 
     # --- logging, evaluation, checkpoints ---
 
@@ -368,12 +376,10 @@ class Trainer:
         split = self.bundle.task.split_name(settings.split)
         device = self.accelerator.device
         loader = batches(self.bundle, split, self.recipe.evaluate.batch_size, settings.max_instances)
-        result = calibrate(
-            self.bundle.model,
-            [to_device(batch, device) for batch in loader],
-            self.plan.speedup,
-            settings.tolerance,
-        )
+        few = [to_device(batch, device) for batch in loader]
+        result = calibrate(self.bundle.model, few, self.plan.speedup, settings.tolerance)
+        if settings.remove_unprofitable and self._remove_unprofitable(few):
+            result = calibrate(self.bundle.model, few, self.plan.speedup, settings.tolerance)
         text = f"calibrated: threshold {result.threshold:+.3f}, {result.speedup:.3f}x fewer MACs on {split}"
         self.reporter.message(text)
         if not result.reached:
@@ -381,6 +387,17 @@ class Trainer:
                 f"the budget of {result.target:.2f}x was not met exactly: {result.speedup:.3f}x"
             )
         return result
+
+    def _remove_unprofitable(self, few: list[Any]) -> list[str]:
+        """Take out trimmers that cost more than they save, and say so; their sites."""
+        model, config = self.bundle.model, self.bundle.config
+        names = unprofitable(model, few)
+        if names:
+            there = len(model.sites)
+            model.remove(names)
+            config["trimmers"] = {**config["trimmers"], "removed": sorted(names)}
+            self.reporter.message(f"{len(names)} of {there} trimmers cost more than they save: taken out")
+        return names
 
 
 def _weights(recipe: Recipe) -> Weights:

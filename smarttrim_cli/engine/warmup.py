@@ -9,8 +9,10 @@ At the end every site's scores are shifted by a constant, which leaves their sof
 reach their own group's target at one and the same threshold (``align: quantile``), or mean the same share of
 the saliency by the same score (``probability``). With ``group`` the latter holds within a group, and each
 group as a whole reaches its target at the same threshold: words are few, and each has a larger share than a
-patch. The lowest scores lie ``margin`` above the present threshold: training begins with everything kept, and
-what the model least depends on is the first to go. (A mean score of ``keep_logit`` would not do: scores are
+patch. With ``worth`` scores mean the saliency itself, over the MACs that a token costs from its layer on:
+the threshold then drops what is worth least per MAC, patch or word, early or late, and no share of words has
+to be chosen. The lowest scores lie ``margin`` above the present threshold: training begins with everything
+kept, and what the model least depends on is the first to go. (A mean score of ``keep_logit`` would not do: scores are
 spread over several logits, and much would be dropped at once. Nor would lowest scores that are alike
 everywhere: half of the words would be dropped.)
 
@@ -22,7 +24,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,6 +32,7 @@ from smarttrim_cli.engine.checkpoint import prune_checkpoints, save_checkpoint
 from smarttrim_cli.engine.inference import to_device
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning import saliency
+from smarttrim_cli.pruning.cost import saved_by_a_token
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.sites import TOKEN, Site
 from smarttrim_cli.recipe.schema import GuidanceWarmup
@@ -74,7 +77,7 @@ def _check(model: TrimmedModel) -> None:
             hint="strategy.guidance_warmup.enabled=false, or trim tokens",
         )
     for trimmer in found.values():
-        if trimmer.draws or type(trimmer).shift_scores is Trimmer.shift_scores:
+        if trimmer.draws or not trimmer.shifts:
             raise UserError(
                 f"{type(trimmer).__name__} has no scores that could learn from saliency",
                 where=WHERE,
@@ -170,9 +173,9 @@ class WarmStart:
         equal = dict.fromkeys(trimmers, 0.0)
         for _ in range(_BATCHES_TO_SHIFT_BY):
             batch = to_device(next(loader), trainer.accelerator.device)  # type: ignore[call-overload]
-            with trainer.accelerator.autocast():
+            with trainer.accelerator.autocast(), torch.set_grad_enabled(self.settings.align == "worth"):
                 found = saliency.probe(model, batch.inputs)
-            level = self._equal(found, dropped)
+                level = self._equal(found, dropped, batch)
             for name in trimmers:
                 (low,) = saliency.score_quantiles(found, name, (_LOWEST,))
                 lowest[name] += trainer.mean_over_processes(low) / _BATCHES_TO_SHIFT_BY
@@ -182,7 +185,7 @@ class WarmStart:
         for name, trimmer in trimmers.items():
             trimmer.shift_scores(where - equal[name])
 
-    def _equal(self, found: saliency.Probe, dropped: dict[str, float]) -> dict[str, float]:
+    def _equal(self, found: saliency.Probe, dropped: dict[str, float], batch: Any) -> dict[str, float]:
         """The score of every site that is to be the same for all of them."""
         if self.settings.align == "quantile":
             return {
@@ -190,10 +193,23 @@ class WarmStart:
                 for name, share in dropped.items()
             }
         level = {name: saliency.mean_log_total(found, name) for name in dropped}
+        if self.settings.align == "worth":
+            return self._per_mac(found, level, batch)
         if self.settings.align == "group":
             groups = {name: Site.parse(name).group for name in dropped}
             for group in set(groups.values()):
                 own = {name: level[name] for name in dropped if groups[name] == group}
                 reached = saliency.share_quantile(found, own, max(dropped[next(iter(own))], _LOWEST))
                 level |= {name: value + reached for name, value in own.items()}
+        return level
+
+    def _per_mac(self, found: saliency.Probe, level: dict[str, float], batch: Any) -> dict[str, float]:
+        """Scores less these are the logarithm of a token's saliency over the MACs it costs from there on."""
+        trainer = self.trainer
+        model, task = trainer.bundle.model, trainer.bundle.task
+        answer = saliency.own_answer(found.output, task.logits(found.output, batch))
+        worth = saliency.mean_log_saliency(found, answer, self.losses.onward)
+        for name in level:
+            saved = saved_by_a_token(model.architecture, trainer.plan.tokens, name)
+            level[name] += math.log(saved) - worth[name]
         return level

@@ -10,6 +10,7 @@ Legend: K thresholds, B instances, R rows of a stream, N tokens of a row, H head
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -35,7 +36,7 @@ def solved_threshold(model: TrimmedModel, decisions: Decisions, target: float) -
         target: Trimmed over full MACs. Where nothing is cheap enough, the highest score is returned; where
             everything is kept, a threshold under the lowest.
     """
-    scores = _effective_scores(decisions)
+    scores = effective_scores(decisions)
     pooled_S = torch.cat([_judged(decisions, name, values).flatten() for name, values in scores.items()])
     pooled_S = pooled_S[pooled_S.isfinite()]
     if not len(pooled_S):  # nothing that may be dropped: any threshold will do
@@ -54,7 +55,29 @@ def solved_threshold(model: TrimmedModel, decisions: Decisions, target: float) -
     return high
 
 
-def _effective_scores(decisions: Decisions) -> dict[str, Tensor]:
+@torch.no_grad()
+def head_levels(decisions: Decisions, kept: Mapping[str, float]) -> dict[str, Tensor]:
+    """The threshold at which the heads of every group would have met their own target, from their scores.
+
+    Scores of heads and of tokens mean different things: at one threshold for both, as it is, chance says
+    which of them pays.
+
+    Args:
+        decisions: Of a ``masked`` pass, with scores.
+        kept: Target kept fraction per group; those of tokens are passed over.
+
+    Returns:
+        Group to scalar; groups without scores are left out.
+    """
+    pooled: dict[str, list[Tensor]] = {}
+    for name, scores_BH in decisions.scores.items():
+        site = Site.parse(name)
+        if site.kind != TOKEN and site.group in kept:
+            pooled.setdefault(site.group, []).append(scores_BH.float().flatten())
+    return {group: torch.quantile(torch.cat(own), 1.0 - kept[group]) for group, own in pooled.items()}
+
+
+def effective_scores(decisions: Decisions) -> dict[str, Tensor]:
     """Scores (R, N) with which a token is still there after a site: the lowest so far; of heads their own."""
     lowest: dict[str, Tensor] = {}
     scores: dict[str, Tensor] = {}
@@ -72,6 +95,21 @@ def _effective_scores(decisions: Decisions) -> dict[str, Tensor]:
     return scores
 
 
+def counts_at(decisions: Decisions, scores: Mapping[str, Tensor], thresholds_K: Tensor) -> dict[str, Tensor]:
+    """Kept tokens (CLS included) or heads of every row at some thresholds, (K, R), of sites with scores.
+
+    Args:
+        decisions: Of a pass.
+        scores: Of :func:`effective_scores`.
+        thresholds_K: Thresholds, (K,).
+    """
+    return {
+        name: (_judged(decisions, name, values) > thresholds_K[:, None, None]).sum(-1)
+        + (Site.parse(name).kind == TOKEN)
+        for name, values in scores.items()
+    }
+
+
 def _judged(decisions: Decisions, name: str, scores: Tensor) -> Tensor:
     """Scores of what may be dropped; NaN for CLS tokens and padding."""
     site = Site.parse(name)
@@ -86,9 +124,7 @@ def _ratios(model: TrimmedModel, decisions: Decisions, scores: dict[str, Tensor]
     """Trimmed over full MACs of the whole batch at every threshold."""
     times = len(grid_K)
     counts = {name: count.detach().repeat(times) for name, count in decisions.counts.items()}
-    for name, values in scores.items():
-        kept_KR = (_judged(decisions, name, values) > grid_K[:, None, None]).sum(-1)
-        counts[name] = (kept_KR + (Site.parse(name).kind == TOKEN)).flatten()
+    counts |= {name: kept_KR.flatten() for name, kept_KR in counts_at(decisions, scores, grid_K).items()}
     valid = {stream: valid_RN.repeat(times, 1) for stream, valid_RN in decisions.valid.items()}
     work = {name: amount_B.repeat(times) for name, amount_B in decisions.work.items()}
     trimmed_KB, full_KB = instance_macs(model, replace(decisions, counts=counts, valid=valid, work=work))

@@ -44,12 +44,23 @@ class Sampling:
     Attributes:
         temperature: tau of Eq. 8.
         noise: Share of the Gumbel noise, 0 (none) to 1 (Eq. 8).
-        straight_through: Whether scores get the gradient of what was decided.
+        noisy: Whose scores get it: all, or ``heads``.
+        straight_through: Whether scores get the gradient of what was decided; ``heads``: those of heads
+            alone.
     """
 
     temperature: float = 1.0
     noise: float = 1.0
-    straight_through: bool = True
+    straight_through: bool | str = True
+    noisy: str = "all"
+
+    def noise_of(self, kind: str) -> float:
+        """Share of the noise that scores of sites of a kind get."""
+        return 0.0 if self.noisy == "heads" and kind == TOKEN else self.noise
+
+    def learns(self, kind: str) -> bool:
+        """Whether scores of sites of a kind get that gradient."""
+        return kind != TOKEN if self.straight_through == "heads" else bool(self.straight_through)
 
 
 @dataclass
@@ -210,12 +221,12 @@ class ForwardContext:
             scores = self.joint.token_scores(site.name, trimmer, view, self.from_cls.get(site.name))
         if scores is None:
             scores = trimmer(view)
-        scores = self._noisy(scores, trimmer.draws)
+        scores = self._noisy(scores, TOKEN, trimmer.draws)
         if self.log_scores:
             self.score_log[site.name] = (stream, scores.detach())
         if isinstance(stream, PackedStream):
             return hard_mask(scores[0], self.threshold)
-        return self._decide(scores)
+        return self._decide(scores, TOKEN)
 
     def _decide_heads(self, spec: LayerSpec) -> dict[str, Tensor | None]:
         if self.joint is not None and self.replay is None:
@@ -237,20 +248,19 @@ class ForwardContext:
         scores_BH = self.from_cls.get(site.name)
         if scores_BH is None:
             scores_BH = self.trimmers[site.name](self.cls[spec.stream], self._guide(spec), ids_R)
-        scores_BH = self._noisy(scores_BH, self.trimmers[site.name].draws)
+        scores_BH = self._noisy(scores_BH, site.kind, self.trimmers[site.name].draws)
         if self.log_scores:
             self.score_log[site.name] = (None, scores_BH.detach())
-        return self._decide(scores_BH)
+        return self._decide(scores_BH, site.kind)
 
-    def _noisy(self, scores: Tensor, drawn: bool) -> Tensor:
+    def _noisy(self, scores: Tensor, kind: str, drawn: bool) -> Tensor:
         """Scores as the threshold meets them: in training with noise (Eq. 8), but for draws."""
-        if self.sampling is None or self.sampling.noise == 0 or drawn:
-            return scores
-        return scores + self.sampling.noise * logistic_noise(scores)
+        noise = 0.0 if self.sampling is None or drawn else self.sampling.noise_of(kind)
+        return scores if noise == 0 else scores + noise * logistic_noise(scores)
 
-    def _decide(self, scores: Tensor) -> Tensor:
+    def _decide(self, scores: Tensor, kind: str) -> Tensor:
         """The one place where a score becomes a float keep mask."""
-        if self.sampling is None or not self.sampling.straight_through:
+        if self.sampling is None or not self.sampling.learns(kind):
             return hard_mask(scores, self.threshold).to(scores.dtype)
         return straight_through(gumbel_sigmoid(scores - self.threshold, self.sampling.temperature))
 

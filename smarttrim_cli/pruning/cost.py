@@ -165,6 +165,22 @@ def full_counts(architecture: Architecture, start: Mapping[str, Number], *, trim
     return counts
 
 
+def saved_by_a_token(architecture: Architecture, start: Mapping[str, Number], name: str) -> float:
+    """MACs that one token less from a site on saves, while everything else is there.
+
+    Args:
+        architecture: Of the backbone.
+        start: Tokens per stream, as :func:`full_counts` takes it.
+        name: Of a token site.
+    """
+    site, counts = Site.parse(name), full_counts(architecture, start)
+    fewer = dict(counts)
+    for layer in architecture.layers:
+        if layer.stream == site.stream and layer.index >= site.layer:
+            fewer[_name(layer, TOKEN)] = counts[_name(layer, TOKEN)] - 1
+    return float(total_macs(architecture, counts) - total_macs(architecture, fewer))
+
+
 def planned_counts(
     architecture: Architecture, start: Mapping[str, Number], kept: Mapping[str, float]
 ) -> Counts:

@@ -150,6 +150,11 @@ class TrimmedModel(nn.Module):
             output = self.backbone(**inputs)
         return Forward(output, context)
 
+    def remove(self, names: Iterable[str]) -> None:
+        """Take the trimmers of some sites out; what they judged is kept from there on."""
+        for name in names:
+            del self.trimmers[_key(name)]
+
     def start_keeping(self, keep_logit: float) -> None:
         """Stable initialisation of every trimmer."""
         for trimmer in self.sites.values():

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smarttrim_cli.pruning.budget import solved_threshold
+from smarttrim_cli.pruning.budget import head_levels, solved_threshold
 from smarttrim_cli.pruning.context import Sampling
 from smarttrim_cli.pruning.cost import complete, full_counts, measured_counts, start_of, total_macs
 from smarttrim_cli.pruning.decisions import Decisions
@@ -122,6 +122,7 @@ class Target:
         sampling: Temperature and share of noise.
         solve: Whether the step also says at which threshold its own decisions would have met ``macs``.
         guidance: Scores go on learning the full model's saliency (ours); None where they do not.
+        hold_heads: Whether the step also says at which thresholds heads would have met their own targets.
     """
 
     kept: Mapping[str, float]
@@ -129,6 +130,7 @@ class Target:
     sampling: Sampling
     solve: bool = False
     guidance: Warmup | None = None
+    hold_heads: bool = False
 
 
 class StatefulLoss(nn.Module):
@@ -216,6 +218,9 @@ class Objective(nn.Module):
         log = terms | {f"kept/{group}": value for group, value in kept.items()}
         if target.solve:
             log["threshold"] = solved_threshold(self.model, forward.decisions, target.macs)
+        if target.hold_heads:
+            levels = head_levels(forward.decisions, target.kept)
+            log |= {f"level/{group}": level for group, level in levels.items()}
         return {"loss": loss, **{name: value.detach() for name, value in log.items()}}
 
     def _warm_up(self, batch: Any, settings: Warmup) -> dict[str, Tensor]:

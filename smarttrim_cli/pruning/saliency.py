@@ -15,6 +15,7 @@ Legend: B instances, R rows of a stream, N tokens of a row, n distributions, C t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -218,3 +219,13 @@ def mean_log_total(found: Probe, name: str) -> float:
         return 0.0
     scores_RN = found.scores[name].detach().float().masked_fill(~removable_RN, _NEVER)
     return float(scores_RN[there_R].logsumexp(-1).mean())
+
+
+def mean_log_saliency(found: Probe, answer: Tensor, onward: bool = True) -> dict[str, float]:
+    """Log of the saliency of all removable tokens of a row, mean over the rows that have any, per site."""
+    result = {}
+    for name, saliency_RN in saliency(found, answer, onward).items():
+        total_R = saliency_RN.sum(-1)
+        there_R = total_R > 0
+        result[name] = float(total_R[there_R].log().mean()) if there_R.any() else -math.inf
+    return result

@@ -101,6 +101,11 @@ class Calibrate(Section):
     tolerance: Positive = Field(
         0.005, description="Relative distance from the MACs budget that is good enough."
     )
+    remove_unprofitable: bool = Field(
+        False,
+        description="Whether trimmers that cost more MACs than they save are then taken out, and the "
+        "threshold calibrated again; ours.",
+    )
 
 
 class Pruning(Section):
@@ -121,13 +126,15 @@ class Pruning(Section):
         description="What scores attention heads; null trims no heads.",
     )
     temperature: Positive = Field(1.0, description="Temperature of the Gumbel-sigmoid relaxation.")
-    gumbel_noise: bool = Field(
-        True, description="Whether decisions are sampled with Gumbel noise in training."
+    gumbel_noise: bool | Literal["heads"] = Field(
+        True,
+        description="Whether decisions are sampled with Gumbel noise in training (the paper); heads: those "
+        "of heads alone.",
     )
-    straight_through: bool = Field(
+    straight_through: bool | Literal["heads"] = Field(
         True,
         description="Whether scores get the gradient of the losses through what was decided (the paper); "
-        "else they learn by strategy.guidance_warmup alone.",
+        "else they learn by strategy.guidance_warmup alone. heads: those of heads do.",
     )
     noise_anneal_ratio: float = Field(
         0.0,
@@ -215,6 +222,11 @@ class BudgetController(Section):
         description="integral: logits that the threshold moves per step and unit of MACs ratio. solved: the "
         "share of the way, at most 1.",
     )
+    hold_heads: bool = Field(
+        False,
+        description="solved: whether heads keep to their own targets, and tokens take the rest of the "
+        "budget; else one threshold says which of them pays.",
+    )
 
 
 class GuidanceWarmup(Section):
@@ -244,12 +256,14 @@ class GuidanceWarmup(Section):
     key_std: float = Field(
         0.1, ge=0, description="Spread that the trimmers' W_k starts with, which stable_init puts to 0."
     )
-    align: Literal["quantile", "probability", "group"] = Field(
+    align: Literal["quantile", "probability", "group", "worth"] = Field(
         "quantile",
         description="What makes the scores of layers comparable when trimming begins. quantile: every layer "
         "reaches its group's target at the same threshold. probability: scores mean the logarithm of a "
         "token's share of the saliency, so that a layer that knows more drops more. group: so within a "
-        "group, and every group reaches its own target at the same threshold.",
+        "group, and every group reaches its own target at the same threshold. worth: scores mean the "
+        "logarithm of what a token is worth to the answer, in all layers and groups, per MAC that dropping "
+        "it would save.",
     )
     hold_weight: float = Field(
         0.0, ge=0, description="Weight of the divergence in training: scores go on learning the saliency."

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -131,6 +132,11 @@ class Trimmer(nn.Module):
         """Add an amount to every score, for good; a trimmer without this cannot be warm-started."""
         raise TypeError(f"{type(self).__name__} cannot shift its scores")
 
+    @property
+    def shifts(self) -> bool:
+        """Whether :meth:`shift_scores` is to be had."""
+        return type(self).shift_scores is not Trimmer.shift_scores
+
     def set_target(self, keep_fraction: float) -> None:
         """Told the current target (after the curriculum); only trimmers that follow a schedule use it."""
 
@@ -166,3 +172,11 @@ class Trimmer(nn.Module):
     def pair_macs(self) -> float:
         """MACs per pair of tokens, N^2 of them, where tokens are compared with each other."""
         return 0.0
+
+
+def add_to_bias(mlp: nn.Sequential, amount: float) -> None:
+    """Shift what an MLP gives by an amount."""
+    last = mlp[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.bias.add_(amount)

@@ -6,7 +6,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from smarttrim_cli.trimmers.base import ClsMlp, SiteInfo, TokenMlp, TokenView, Trimmer
+from smarttrim_cli.trimmers.base import ClsMlp, SiteInfo, TokenMlp, TokenView, Trimmer, add_to_bias
 
 SCORES = "token"
 
@@ -33,14 +33,6 @@ def token_mlp(project: nn.Linear, local: nn.Sequential) -> TokenMlp:
     first, last = local[0], local[2]
     assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
     return TokenMlp(project, first, last)
-
-
-def add_to_bias(mlp: nn.Sequential, amount: float) -> None:
-    """Shift what an MLP gives by an amount."""
-    last = mlp[-1]
-    assert isinstance(last, nn.Linear)
-    with torch.no_grad():
-        last.bias.add_(amount)
 
 
 def global_guide(mlp: nn.Module, own_cls_BD: Tensor, guide_cls_BD: Tensor | None) -> Tensor:

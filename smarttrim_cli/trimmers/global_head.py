@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from smarttrim_cli.trimmers.base import ClsMlp, SiteInfo, Trimmer
+from smarttrim_cli.trimmers.base import ClsMlp, SiteInfo, Trimmer, add_to_bias
 
 SCORES = "head"
 
@@ -50,6 +50,10 @@ class GlobalHeadTrimmer(Trimmer):
         with torch.no_grad():
             last.weight.mul_(0.1)
             last.bias.fill_(keep_logit)
+
+    def shift_scores(self, amount: float) -> None:
+        """Add to the final bias."""
+        add_to_bias(self.mlp, amount)
 
     def fixed_macs(self) -> int:
         """Both linear layers, once per instance."""

@@ -6,8 +6,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from smarttrim_cli.trimmers.base import SiteInfo, TokenMlp, TokenView, Trimmer
-from smarttrim_cli.trimmers.cross_modal import add_to_bias, local_score, token_mlp
+from smarttrim_cli.trimmers.base import SiteInfo, TokenMlp, TokenView, Trimmer, add_to_bias
+from smarttrim_cli.trimmers.cross_modal import local_score, token_mlp
 
 SCORES = "token"
 

@@ -100,6 +100,18 @@ def test_round_trip_is_bit_exact(
     assert first == second and len(first[0]) > 5
 
 
+def test_what_was_taken_out_stays_out(task_section: dict[str, Any], tmp_path: Path) -> None:
+    bundle = bundle_of(tiny.METER, ("cross_modal", "global_head"), task_section)
+    removed = ["text.1.token", "vision.2.cross_head"]
+    bundle.model.remove(removed)
+    bundle.config["trimmers"]["removed"] = removed
+    artifact.save_model(tmp_path, bundle)
+    loaded = artifact.load_model(tmp_path, log=lambda message: None)
+    assert set(loaded.model.sites) == set(bundle.model.sites)
+    assert not set(removed) & set(loaded.model.sites) and len(loaded.model.sites) > 2
+    assert_same_outputs(bundle.model, loaded.model)
+
+
 def test_weights_lie_under_the_hosts_own_names(saved: tuple[Bundle, Path]) -> None:
     bundle, folder = saved
     host = artifact.build_backbone(bundle.config["backbone"], bundle.task.form)

@@ -55,6 +55,28 @@ def test_it_resumes_bit_identically(guided: Path, tmp_path: Path, monkeypatch: p
     assert one == two
 
 
+WITH_HEADS = (
+    *GUIDED,
+    "pruning.straight_through=heads",
+    "pruning.head_trimmer={name: global_head, hidden_dim: 8}",
+    "pruning.target_sparsity={token: {vision: 0.5}, head: {vision: 0.5, text: 0.5, cross: 0.5}}",
+    "strategy.budget_controller.hold_heads=true",
+    "strategy.curriculum.enabled=false",
+    "pruning.calibrate.remove_unprofitable=true",
+)
+
+
+def test_heads_keep_to_a_target_of_their_own(tmp_path: Path) -> None:
+    finetune(tiny_recipe(tmp_path, *WITH_HEADS))
+    rows = [row for row in metrics(tmp_path / "run") if row.get("phase") != "warmup" and "loss" in row]
+    groups = [name.removeprefix("level/") for name in rows[-1] if name.startswith("level/")]
+    assert sorted(groups) == ["cross_head.text", "cross_head.vision", "head.text", "head.vision"]
+    for group in groups:
+        late = [row[f"kept/{group}"] for row in rows[-6:]]
+        assert sum(late) / 6 == pytest.approx(rows[-1][f"target/{group}"], abs=0.15)
+        assert abs(rows[-1][f"level/{group}"] - rows[-2]["threshold"]) < 0.5  # scores were shifted there
+
+
 def test_both_methods_move_the_threshold() -> None:
     threshold = torch.tensor(1.0)
     steer(threshold, BudgetController(gain=0.5), solved=9.0, ratio=0.7, target=0.5)
@@ -71,6 +93,12 @@ def test_both_methods_move_the_threshold() -> None:
         ("strategy.guidance_warmup.enabled=false", "pruning.straight_through", "warm start"),
         ("strategy.budget_controller.enabled=false", "pruning.straight_through", "hold the budget"),
         ("pruning.head_trimmer={name: global_head, hidden_dim: 8}", "pruning.straight_through", "head"),
+        (
+            "strategy.budget_controller={enabled: true, method: integral, hold_heads: true}",
+            "strategy.budget_controller.hold_heads",
+            "solved threshold",
+        ),
+        ("strategy.budget_controller.hold_heads=true", "strategy.budget_controller.hold_heads", "no head"),
     ],
 )
 def test_without_straight_through_something_else_has_to_teach(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.inference import batches
 from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.cost import saved_by_a_token
 from smarttrim_cli.pruning.saliency import (
     Probe,
     Warmup,
+    mean_log_saliency,
     mean_log_total,
+    own_answer,
     probe,
     score_quantiles,
     share_quantile,
@@ -151,6 +155,34 @@ def test_scores_of_all_layers_may_mean_the_same(
     assert (apart < 0.2) == (align == "probability")
     assert (max(reached) - min(reached) < 0.2) == (align == "group")
     assert kept[0] > 0.99
+
+
+def test_scores_may_mean_what_a_token_is_worth_per_mac(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares of a row's saliency times what the row has, over MACs: up to a constant that all sites share."""
+    constants: list[float] = []
+    step = Trainer._step
+
+    def noted(trainer: Trainer, loader: Any) -> dict[str, float]:
+        if not constants:
+            model, task = trainer.bundle.model.eval(), trainer.bundle.task
+            batch = next(iter(batches(trainer.bundle, "train", 60, 60)))
+            found = probe(model, batch.inputs)
+            worth = mean_log_saliency(found, own_answer(found.output, task.logits(found.output, batch)))
+            for name in found.scores:
+                macs = saved_by_a_token(model.architecture, trainer.plan.tokens, name)
+                constants.append(mean_log_total(found, name) - worth[name] + math.log(macs))
+        return step(trainer, loader)
+
+    monkeypatch.setattr(Trainer, "_step", noted)
+    chosen = (
+        "strategy.guidance_warmup={enabled: true, steps: 20, align: worth}",
+        "pruning.gumbel_noise=false",
+    )
+    finetune(tiny_recipe(tmp_path, *WARM, *chosen))
+    assert len(constants) == 6
+    assert max(constants) - min(constants) < 0.3
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, recipe: Any, after: int, resume: str | None = None) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smarttrim_cli.pruning.budget import solved_threshold
+from smarttrim_cli.pruning.budget import head_levels, solved_threshold
 from smarttrim_cli.pruning.context import Sampling
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.pruning.decisions import Decisions
@@ -69,6 +69,17 @@ def test_noise_is_part_of_what_the_threshold_is_solved_for() -> None:
     assert not kept_BH.equal(model(inputs, "masked", log_scores=True).decisions.scores[first] > 0)
 
 
+@pytest.mark.parametrize(("noisy", "tokens_too"), [("all", True), ("heads", False)])
+def test_noise_may_be_for_heads_alone(noisy: str, tokens_too: bool) -> None:
+    model = tiny.attach(tiny.meter(), "cross_modal", "global_head")
+    inputs = model.backbone.example_inputs(tiny.TEXT_TOKENS, batch=4)
+    quiet = model(inputs, "masked", log_scores=True).decisions.scores
+    noised = model(inputs, "masked", sampling=Sampling(noisy=noisy), log_scores=True).decisions.scores
+    token, head = "text.0.token", "text.0.self_head"  # nothing has been decided before them
+    assert not noised[head].equal(quiet[head])
+    assert noised[token].equal(quiet[token]) != tokens_too
+
+
 def test_without_straight_through_no_gradient_reaches_the_scores() -> None:
     model = tiny.attach(tiny.meter(), "cross_modal", "global_head").train()
     inputs = model.backbone.example_inputs(tiny.TEXT_TOKENS, batch=4)
@@ -79,6 +90,29 @@ def test_without_straight_through_no_gradient_reaches_the_scores() -> None:
         own = [parameter.grad for parameter in model.trimmers.parameters()]
         gradients.append(sum(float(grad.abs().sum()) for grad in own if grad is not None))
     assert gradients[0] > 0 and gradients[1] == 0
+
+
+def test_heads_alone_may_learn_by_what_was_decided() -> None:
+    model = tiny.attach(tiny.meter(), "cross_modal", "global_head").train()
+    inputs = model.backbone.example_inputs(tiny.TEXT_TOKENS, batch=4)
+    model(inputs, "masked", sampling=Sampling(1.0, 0.0, "heads")).output.sum().backward()
+    learn = {True: 0, False: 0}
+    for name, trimmer in model.sites.items():
+        for parameter in trimmer.parameters():
+            if parameter.grad is not None and bool(parameter.grad.any()):
+                learn[Site.parse(name).kind == TOKEN] += 1
+    assert learn[False] > 0 and learn[True] == 0
+
+
+def test_heads_meet_their_own_target_at_their_level() -> None:
+    _, _, _, log = _drawn()
+    kept = {"token.vision": 0.4, "head.vision": 0.5, "cross_head.text": 0.25, "head.decoder": 0.5}
+    levels = head_levels(log, kept)
+    assert sorted(levels) == ["cross_head.text", "head.vision"]
+    for group, level in levels.items():
+        own = [log.scores[name] for name in log.scores if Site.parse(name).group == group]
+        above = torch.cat([scores.flatten() for scores in own]) > level
+        assert float(above.float().mean()) == pytest.approx(kept[group], abs=0.01)
 
 
 @pytest.mark.parametrize("variant", tiny.one_per_form(), ids=str)

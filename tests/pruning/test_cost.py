@@ -13,6 +13,7 @@ from smarttrim_cli.pruning.cost import (
     macs_by_part,
     measured_counts,
     planned_counts,
+    saved_by_a_token,
     tokens_after,
     total_macs,
 )
@@ -50,6 +51,16 @@ class Costly(Trimmer):
 
     def token_macs(self) -> int:
         return 3
+
+
+def test_what_one_token_less_saves() -> None:
+    start = {"text": 6, "vision": 10}
+    own = 4 * 20 * 20 + 2 * 20 * (10 * 10 - 9 * 9) + 2 * 20 * 80 + 60 + 11
+    as_query = 2 * 20 * 20 + 2 * 6 * 20
+    assert saved_by_a_token(SMALL, start, "vision.0.token") == own + as_query
+    own = 4 * 12 * 12 + 2 * 12 * (6 * 6 - 5 * 5) + 2 * 12 * 30  # embedding it is paid for before
+    as_key = 2 * 12 * 20 + 2 * 10 * 20
+    assert saved_by_a_token(SMALL, start, "text.0.token") == own + as_key
 
 
 def test_attention() -> None:
