@@ -10,7 +10,8 @@ ratio of MACs: 1 would mean that all fewer MACs became less time (the paper: 0.8
   prepared weights (:mod:`smarttrim_cli.pruning.prepared`). Speed-ups are against the faster of the two.
 - ``keep all``: trimmers and packing at work, but nothing is dropped: what they cost.
 - ``2.0x`` ..: tokens and heads trimmed in the recipe's proportions. ``decided``: the same decisions repeated
-  instead of taken, so the trimmers do not run. ``oracle``: plain layers of exactly these sizes.
+  instead of taken, so the trimmers do not run. ``those that pay``: without the trimmers that cost more time
+  than they save, at the same MACs. ``oracle``: plain layers of exactly these sizes.
 - ``tokens 2.0x``: tokens only, to the same MACs. ``tome``, ``trips``: what one would otherwise pick, merging
   and a fixed top-k of image tokens, to the same MACs.
 
@@ -46,6 +47,7 @@ from torch import Tensor
 from smarttrim_cli.engine.build import attach
 from smarttrim_cli.engine.memory import peak_activation_bytes
 from smarttrim_cli.pruning.calibrate import calibrate
+from smarttrim_cli.pruning.economy import unprofitable
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.sites import Site
 from smarttrim_cli.recipe import Recipe
@@ -53,6 +55,9 @@ from smarttrim_cli.tasks.base import Batch
 
 SPEEDUPS = (2.0, 2.5, 3.0)
 TINY_SPEEDUPS = (1.3, 1.5)
+CALL_MACS = 4e7
+"""What running a trimmer costs beside its MACs; ``docs/performance.md`` says how it was found."""
+PAYING = ", those that pay"
 PEERS = {"tome": "{name: tome}", "trips": "{name: trips}"}
 SPARSITIES = (0.0, 0.2, 0.4, 0.6, 0.8)
 SIZES = (224, 288, 384, 480)
@@ -96,8 +101,20 @@ def peer(
     sites = attach(recipe, backbone).sites
     model = TrimmedModel(backbone, {n: t for n, t in sites.items() if Site.parse(n).group == "token.vision"})
     model.eval().set_targets({"token.vision": 0.5})
-    calibrate(model, [Batch(batch, torch.arange(len(batch["input_ids"])), {})], speedup)
+    calibrate(model, _as_batches(batch), speedup)
     return model
+
+
+def paying(recipe: Recipe, backbone: Any, speedup: float, fit: dict[str, Tensor]) -> TrimmedModel:
+    """The recipe's trimmers without those that cost more time than they save, at the same speed-up."""
+    model = trimmed_model(recipe, backbone, speedup, fit)
+    model.remove(unprofitable(model, _as_batches(fit), CALL_MACS))
+    calibrate(model, _as_batches(fit), speedup)
+    return model
+
+
+def _as_batches(inputs: dict[str, Tensor]) -> list[Batch]:
+    return [Batch(inputs, torch.arange(len(inputs["pixel_values"])), {})]
 
 
 def single(
@@ -110,6 +127,7 @@ def single(
     models: dict[str, TrimmedModel] = {"keep all": trimmed_model(recipe, backbone, None, fit)}
     for speedup in speedups:
         models[f"{speedup}x"] = trimmed_model(recipe, backbone, speedup, fit)
+        models[f"{speedup}x{PAYING}"] = paying(recipe, backbone, speedup, fit)
     for speedup in speedups[:1]:
         only = trimmed_model(recipe, backbone, speedup, fit, lambda group: group.startswith("token"))
         models[f"tokens {speedup}x"] = only

@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folders = Folders(options.runs / "tuning", options.runs / "tuning" / "results")
     else:
         chosen = _chosen(table(options.profile, methods, options.seeds), options)
-    queue = to_do(chosen, folders, lambda name: _full_run(methods, name))
+    more = {"evaluate.split": "val"} if options.tune else {}  # what it is compared on
+    queue = to_do(chosen, folders, lambda name: _full_run(methods, name, more))
     seconds = estimate(queue, folders) / options.jobs
     print(
         f"{len(chosen)} runs, {len(queue)} to do, about {seconds / 60:.0f} minutes, {options.jobs} at a time"
@@ -105,10 +106,10 @@ def _chosen(runs: Sequence[StudyRun], options: argparse.Namespace) -> list[Study
     return [run for run in runs if wanted(run)]
 
 
-def _full_run(methods: dict[str, Any], name: str) -> StudyRun:
+def _full_run(methods: dict[str, Any], name: str, more: dict[str, Any]) -> StudyRun:
     """The run of the full model with a name, of which other runs begin."""
     base, _, seed = name.partition(f"-{FULL}-s")
-    run = study_run(methods, base, FULL, int(seed))
+    run = study_run(methods, base, FULL, int(seed), more=more)
     assert run.name == name == run_name(base, FULL, run.seed)
     return run
 

@@ -4,7 +4,7 @@ I_h = E_x |A_h^T dL/dA_h| with the context A_h of a head (the paper, Appendix C;
 |dL/dm_h| for a keep mask m that multiplies the context, at m = 1. L is the loss on pseudo-labels: the
 cross-entropy of the model's distributions with their own maxima, summed over those of an instance (positions
 of a text, pairs of an image with texts). No annotation decides, but where text is generated the annotated one
-is what the decoder reads.
+is what the decoder reads. A trimmer may ask for the model's own answer in place of L (``importance_of``).
 
 Legend: B instances, R rows of a stream, H heads, n distributions, C classes.
 """
@@ -24,6 +24,7 @@ from smarttrim_cli.engine.inference import device_of, to_device
 from smarttrim_cli.engine.loading import Loader
 from smarttrim_cli.pruning.context import Sampling
 from smarttrim_cli.pruning.model import TrimmedModel
+from smarttrim_cli.pruning.saliency import own_answer
 from smarttrim_cli.tasks.base import Batch, Task
 from smarttrim_cli.trimmers.base import Trimmer
 
@@ -71,17 +72,23 @@ def rank_heads(bundle: Bundle, split: str, batch_size: int, seed: int) -> int:
     dataset: Any = task.dataset(split, processor, limit=INSTANCES, training=True)
     loader = Loader(dataset, task, processor, skip_empty=True, training=True, batch_size=batch_size)
     device = device_of(bundle.model)
-    own = bundle.model.heads(ranked)
-    importance = head_importance(
-        bundle.model.backbone, own, task, (to_device(batch, device) for batch in loader), seed
-    )
-    for name, trimmer in ranked.items():
-        trimmer.set_importance(name, importance)
+    for measure in dict.fromkeys(trimmer.importance_of for trimmer in ranked.values()):
+        own = {name: trimmer for name, trimmer in ranked.items() if trimmer.importance_of == measure}
+        few = (to_device(batch, device) for batch in loader)
+        heads = bundle.model.heads(own)
+        importance = head_importance(bundle.model.backbone, heads, task, few, seed, measure)
+        for name, trimmer in own.items():
+            trimmer.set_importance(name, importance)
     return len(dataset)
 
 
 def head_importance(
-    backbone: nn.Module, heads: Mapping[str, int], task: Task, batches: Iterable[Batch], seed: int = 0
+    backbone: nn.Module,
+    heads: Mapping[str, int],
+    task: Task,
+    batches: Iterable[Batch],
+    seed: int = 0,
+    measure: str = "loss",
 ) -> dict[str, Tensor]:
     """Mean importance over the instances of some training batches.
 
@@ -91,6 +98,7 @@ def head_importance(
         task: Whose ``logits`` are the model's answers.
         batches: On the backbone's device.
         seed: Of what a forward pass draws.
+        measure: ``loss`` or ``answer``, see :class:`.trimmers.base.Trimmer`.
 
     Returns:
         Site to importance (H).
@@ -103,18 +111,21 @@ def head_importance(
     with torch.random.fork_rng(devices), torch.enable_grad():
         torch.manual_seed(seed)
         for batch in batches:
-            for name, value_BH in _sensitivity(model, task, batch).items():
+            for name, value_BH in _sensitivity(model, task, batch, measure).items():
                 sums[name] += value_BH.abs().sum(0)
             count += len(batch)
     backbone.train(training)
     return {name: value_H / count for name, value_H in sums.items()}
 
 
-def _sensitivity(model: TrimmedModel, task: Task, batch: Batch) -> dict[str, Tensor]:
-    """dL/dm, (B, H), per site; rows of an instance are summed, since all have the same heads."""
+def _sensitivity(model: TrimmedModel, task: Task, batch: Batch, measure: str) -> dict[str, Tensor]:
+    """dL/dm or d answer / dm, (B, H), per site; rows of an instance are summed: all have the same heads."""
     output = model(batch.inputs, "masked", sampling=Sampling(temperature=1.0, noise=0.0)).output
     logits_nC = task.logits(output, batch).float()
-    loss = F.cross_entropy(logits_nC, logits_nC.detach().argmax(-1), reduction="sum")
+    if measure == "answer":
+        loss = own_answer(output, logits_nC)
+    else:
+        loss = F.cross_entropy(logits_nC, logits_nC.detach().argmax(-1), reduction="sum")
     probes = model.sites
     gradients = torch.autograd.grad(loss, [probe.scores_RH for probe in probes.values()], allow_unused=True)
     found = {}

@@ -81,12 +81,14 @@ def hold_heads(model: TrimmedModel, levels: Mapping[str, float]) -> None:
 
     Args:
         model: Its head trimmers.
-        levels: Group to the threshold at which it would have met its target (:func:`.budget.head_levels`).
+        levels: Group to the threshold at which it would have met its target (:func:`.budget.head_levels`);
+            trimmers that know their own have the last word.
     """
     for name, trimmer in model.sites.items():
-        group = Site.parse(name).group
-        if group in levels:
-            trimmer.shift_scores(float(model.threshold) - levels[group])
+        level = trimmer.level()
+        level = levels.get(Site.parse(name).group) if level is None else level
+        if level is not None:
+            trimmer.shift_scores(float(model.threshold) - level)
 
 
 def steer(threshold: Tensor, settings: BudgetController, solved: float, ratio: float, target: float) -> None:

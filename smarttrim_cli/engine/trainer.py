@@ -378,7 +378,7 @@ class Trainer:
         loader = batches(self.bundle, split, self.recipe.evaluate.batch_size, settings.max_instances)
         few = [to_device(batch, device) for batch in loader]
         result = calibrate(self.bundle.model, few, self.plan.speedup, settings.tolerance)
-        if settings.remove_unprofitable and self._remove_unprofitable(few):
+        if settings.remove_unprofitable and self._remove_unprofitable(few, settings.call_macs):
             result = calibrate(self.bundle.model, few, self.plan.speedup, settings.tolerance)
         text = f"calibrated: threshold {result.threshold:+.3f}, {result.speedup:.3f}x fewer MACs on {split}"
         self.reporter.message(text)
@@ -388,10 +388,10 @@ class Trainer:
             )
         return result
 
-    def _remove_unprofitable(self, few: list[Any]) -> list[str]:
+    def _remove_unprofitable(self, few: list[Any], call_macs: float) -> list[str]:
         """Take out trimmers that cost more than they save, and say so; their sites."""
         model, config = self.bundle.model, self.bundle.config
-        names = unprofitable(model, few)
+        names = unprofitable(model, few, call_macs)
         if names:
             there = len(model.sites)
             model.remove(names)

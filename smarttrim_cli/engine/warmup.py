@@ -12,9 +12,9 @@ group as a whole reaches its target at the same threshold: words are few, and ea
 patch. With ``worth`` scores mean the saliency itself, over the MACs that a token costs from its layer on:
 the threshold then drops what is worth least per MAC, patch or word, early or late, and no share of words has
 to be chosen. The lowest scores lie ``margin`` above the present threshold: training begins with everything
-kept, and what the model least depends on is the first to go. (A mean score of ``keep_logit`` would not do: scores are
-spread over several logits, and much would be dropped at once. Nor would lowest scores that are alike
-everywhere: half of the words would be dropped.)
+kept, and what the model least depends on is the first to go. (A mean score of ``keep_logit`` would not do:
+scores are spread over several logits, and much would be dropped at once. Nor would lowest scores that are
+alike everywhere: half of the words would be dropped.)
 
 With ``hold_weight`` the scores go on learning it in training (:class:`.objective.Target`'s ``guidance``).
 """

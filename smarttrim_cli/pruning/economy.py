@@ -22,7 +22,7 @@ from smarttrim_cli.pruning.sites import TOKEN, Site
 
 
 @torch.no_grad()
-def unprofitable(model: TrimmedModel, batches: Iterable[Any]) -> list[str]:
+def unprofitable(model: TrimmedModel, batches: Iterable[Any], call_macs: float = 0.0) -> list[str]:
     """Sites without whose trimmer the model would cost less, at the same threshold and scores.
 
     The one that wastes most is left out first, then the others are judged again.
@@ -30,6 +30,7 @@ def unprofitable(model: TrimmedModel, batches: Iterable[Any]) -> list[str]:
     Args:
         model: In evaluation mode, at its threshold.
         batches: Instances to judge by.
+        call_macs: What running a trimmer costs an instance beside its MACs, in MACs that take as long.
 
     Returns:
         Site names, in that order. Trimmers that rank tokens among those that are left, or rewrite what they
@@ -39,11 +40,16 @@ def unprofitable(model: TrimmedModel, batches: Iterable[Any]) -> list[str]:
         model(batch.inputs, "masked", instance_ids=batch.instance_ids, log_scores=True).decisions
         for batch in batches
     ]
-    sites, found = model.sites, list[str]()
+    sites, found, instances = model.sites, list[str](), sum(map(_instances, passes))
     candidates = [name for name, trimmer in sites.items() if not (trimmer.relative or trimmer.rewrites)]
-    cost = _cost(model, passes, sites)
+
+    def cost_of(left: Mapping[str, Any]) -> float:
+        calls = sum(1 for trimmer in left.values() if trimmer.fixed_macs() or trimmer.token_macs())
+        return _macs(model, passes, left) + call_macs * calls * instances
+
+    cost = cost_of(sites)
     while candidates:
-        costs = {name: _cost(model, passes, _without(sites, name)) for name in candidates}
+        costs = {name: cost_of(_without(sites, name)) for name in candidates}
         worst = min(costs, key=lambda name: costs[name])
         if costs[worst] >= cost:
             break
@@ -57,7 +63,7 @@ def _without(sites: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {other: trimmer for other, trimmer in sites.items() if other != name}
 
 
-def _cost(model: TrimmedModel, passes: Iterable[Decisions], sites: Mapping[str, Any]) -> float:
+def _macs(model: TrimmedModel, passes: Iterable[Decisions], sites: Mapping[str, Any]) -> float:
     """MACs of all instances with some of the trimmers, their own included."""
     total = 0.0
     for decisions in passes:
@@ -77,3 +83,8 @@ def _all_of(decisions: Decisions, name: str) -> Tensor:
     if site.kind == TOKEN:
         return decisions.valid[site.stream].sum(1)
     return torch.full_like(decisions.counts[name], decisions.keep[name].shape[1])
+
+
+def _instances(decisions: Decisions) -> int:
+    stream, valid_RN = next(iter(decisions.valid.items()))
+    return len(valid_RN) // decisions.copies.get(stream, 1)

@@ -106,6 +106,12 @@ class Calibrate(Section):
         description="Whether trimmers that cost more MACs than they save are then taken out, and the "
         "threshold calibrated again; ours.",
     )
+    call_macs: float = Field(
+        0.0,
+        ge=0,
+        description="For that: what running a trimmer costs an instance beside its MACs, in MACs that take "
+        "as long; about 4e7 for one instance at a time on a CPU, 0 where only MACs count.",
+    )
 
 
 class Pruning(Section):

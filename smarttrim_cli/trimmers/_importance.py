@@ -4,7 +4,7 @@ The importance of a head is that of Michel et al. (2019), |A^T dL/dA| with its c
 (the paper, Appendix C); the engine measures it on pseudo-labels. A head at place q of an order (q rises from
 0 to 1 as importance falls) has the score logit(share) - logit(q): the share of highest importance lies above
 threshold 0, and the share sigmoid(logit(share) - threshold) above another, so that budgets are calibrated as
-for any trimmer.
+for any trimmer. Scores may be shifted, so that it is another threshold at which the share is kept.
 
 Legend: B rows of a batch, H heads of one module, A heads of all modules.
 """
@@ -28,10 +28,12 @@ class ImportanceTrimmer(Trimmer):
     keep_fraction: Tensor
     importance_H: Tensor
     place_H: Tensor
+    shift: Tensor
 
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.register_buffer("keep_fraction", torch.ones(()))
+        self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("importance_H", torch.zeros(heads))
         self.register_buffer("place_H", (torch.arange(heads) + 0.5) / heads)
 
@@ -48,11 +50,19 @@ class ImportanceTrimmer(Trimmer):
         """Share of heads kept."""
         self.keep_fraction.fill_(keep_fraction)
 
+    def shift_scores(self, amount: float) -> None:
+        """Move the threshold at which the target is met."""
+        self.shift.add_(amount)
+
+    def level(self) -> float:
+        """The threshold at which the target is met."""
+        return float(self.shift)
+
     def forward(self, own_cls_BD: Tensor, guide_cls_BD: Tensor | None, instance_ids_B: Tensor) -> Tensor:
         """Scores (B, H), the same in every row."""
         share = self.keep_fraction.clamp(1e-4, 1 - 1e-4)
         scores_H = torch.logit(share) - torch.logit(self.place_H) + (self.keep_fraction >= 1.0) * 20.0
-        return scores_H.expand(len(own_cls_BD), -1)
+        return (scores_H + self.shift).expand(len(own_cls_BD), -1)
 
 
 def normalised(importance: Mapping[str, Tensor]) -> dict[str, Tensor]:

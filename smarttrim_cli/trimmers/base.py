@@ -113,6 +113,7 @@ class Trimmer(nn.Module):
         rewrites: Whether kept tokens take something over from dropped ones: :meth:`rewrite` is called.
         by_importance: Whether heads are ranked by their importance to the full model: it is measured when
             trimming begins, and :meth:`set_importance` is called.
+        importance_of: What is differentiated for it: ``loss``, on pseudo-labels, or ``answer``.
         one_target: Whether a model's trimmers share one target, the mean of their groups' targets over heads.
     """
 
@@ -120,6 +121,7 @@ class Trimmer(nn.Module):
     relative = False
     rewrites = False
     by_importance = False
+    importance_of = "loss"
     one_target = False
 
     def start_keeping(self, keep_logit: float) -> None:
@@ -131,6 +133,10 @@ class Trimmer(nn.Module):
     def shift_scores(self, amount: float) -> None:
         """Add an amount to every score, for good; a trimmer without this cannot be warm-started."""
         raise TypeError(f"{type(self).__name__} cannot shift its scores")
+
+    def level(self) -> float | None:
+        """The threshold at which it meets its target, where that is known without a look at its scores."""
+        return None
 
     @property
     def shifts(self) -> bool:

@@ -67,14 +67,28 @@ def losses_B(model: TrimmedModel, batch: Batch, keep: Mapping[str, Tensor]) -> T
     return loss_n.view(len(batch), -1).sum(1)
 
 
+@torch.no_grad()
+def answers_B(model: TrimmedModel, batch: Batch, keep: Mapping[str, Tensor]) -> Tensor:
+    """What every instance's full model chooses, said by a model whose heads are multiplied by ``keep``."""
+    full = model(batch.inputs, "full").output
+    output = model(batch.inputs, "masked", replay=Decisions(keep=dict(keep))).output
+    logits_nC = Logits.logits(output, batch).double()
+    if output.dim() == 4:
+        logits_nC = logits_nC.log_softmax(-1)
+    chosen_n1 = Logits.logits(full, batch).argmax(-1, keepdim=True)
+    return logits_nC.gather(1, chosen_n1).view(len(batch), -1).sum(1)
+
+
+@pytest.mark.parametrize("what", ["loss", "answer"])
 @pytest.mark.parametrize("variant", FORMS, ids=str)
-def test_importance_is_the_slope_of_the_loss_in_a_heads_size(variant: Variant) -> None:
+def test_importance_is_the_slope_in_a_heads_size(variant: Variant, what: str) -> None:
     host = variant.build().double()
     batch = batch_of(variant, host)
     batch = Batch(
         {n: t.double() if t.is_floating_point() else t for n, t in batch.inputs.items()}, tiny.ids(), {}
     )
-    importance = measure(variant, host, batch)
+    sites, value_B = head_sites(host), losses_B if what == "loss" else answers_B
+    importance = head_importance(host, sites, Logits(), [batch], measure=what)  # type: ignore[arg-type]
     probes = tiny.attach(host, "random_token", "random_head", kept=1.0)
     model = TrimmedModel(host, {name: probes.sites[name] for name in head_sites(host)}).eval()
     ones = model(batch.inputs, "masked").decisions.keep
@@ -86,7 +100,7 @@ def test_importance_is_the_slope_of_the_loss_in_a_heads_size(variant: Variant) -
         for step in (1e-3, -1e-3):
             scaled = ones[name].clone()
             scaled[:, head] += step
-            slopes.append(losses_B(model, batch, {**ones, name: scaled}))
+            slopes.append(value_B(model, batch, {**ones, name: scaled}))
         slope_B = (slopes[0] - slopes[1]) / 2e-3
         expected = float(slope_B.abs().mean())
         assert float(importance[name][head]) == pytest.approx(expected, rel=2e-3, abs=1e-6), name

@@ -77,6 +77,17 @@ def test_heads_keep_to_a_target_of_their_own(tmp_path: Path) -> None:
         assert abs(rows[-1][f"level/{group}"] - rows[-2]["threshold"]) < 0.5  # scores were shifted there
 
 
+def test_heads_that_know_their_level_stay_there(tmp_path: Path) -> None:
+    ranked = ("pruning.head_trimmer={name: saliency_head}", "pruning.straight_through=false")
+    finetune(tiny_recipe(tmp_path, *WITH_HEADS, *ranked))
+    rows = [row for row in metrics(tmp_path / "run") if row.get("phase") != "warmup" and "loss" in row]
+    heads = {name: row for row in rows for name in row if name.startswith(("kept/head", "kept/cross_head"))}
+    assert len(heads) == 4
+    kept = [sum(row[name] for name in heads) / 4 for row in rows]  # groups differ, the model's share does not
+    assert max(kept) - min(kept) < 0.02 and rows[-1]["threshold"] != rows[0]["threshold"]
+    assert all(row["macs_ratio"] == pytest.approx(1 / 1.4, abs=0.1) for row in rows[-3:])
+
+
 def test_both_methods_move_the_threshold() -> None:
     threshold = torch.tensor(1.0)
     steer(threshold, BudgetController(gain=0.5), solved=9.0, ratio=0.7, target=0.5)

@@ -69,6 +69,13 @@ def test_what_is_reckoned_is_what_the_model_costs_without_them() -> None:
     assert all(int(decisions.counts[name].max()) > 1 for name in ("text.0.token", "text.1.token"))
 
 
+def test_the_dearer_a_call_the_fewer_pay() -> None:
+    model = _model("vqa", vision_0_token=BUSY, vision_0_self_head=BUSY, text_0_token=BUSY)
+    found = [unprofitable(model, _batches(model), call_macs) for call_macs in (0.0, 1e3, 1e12)]
+    assert set(found[0]) <= set(found[1]) <= set(found[2]) == set(model.sites)
+    assert len(found[0]) < len(found[2])
+
+
 def test_trimmers_that_cost_nothing_or_rank_are_left_alone() -> None:
     host = tiny.meter()
     for pair in (("random_token", "random_head"), ("tome", "random_head")):

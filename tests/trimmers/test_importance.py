@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from smarttrim_cli.pruning.sites import Site
-from smarttrim_cli.trimmers import grad_all_head, grad_layer_head
+from smarttrim_cli.trimmers import grad_all_head, grad_layer_head, saliency_head
 from smarttrim_cli.trimmers._importance import ImportanceTrimmer, normalised, places_among
 from smarttrim_cli.trimmers.base import SiteInfo
 from tests import tiny
@@ -39,6 +39,22 @@ def kept(built: dict[str, ImportanceTrimmer], share: float, threshold: float = 0
     for trimmer in built.values():
         trimmer.set_target(share)
     return {name: t(torch.zeros(2, 8), None, torch.arange(2))[1] > threshold for name, t in built.items()}
+
+
+@pytest.mark.parametrize("threshold", [-6.0, 0.0, 6.0])
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+def test_saliency_heads_are_the_best_of_the_model_at_their_level(share: float, threshold: float) -> None:
+    measured = importance(2)
+    built = trimmers(saliency_head, measured)
+    for trimmer in built.values():
+        trimmer.shift_scores(threshold - trimmer.level())
+        assert trimmer.level() == threshold
+    keep = kept(built, share, threshold)
+    count = round(share * HEADS * len(SITES))
+    assert sum(int(mask.sum()) for mask in keep.values()) == count
+    best = torch.cat(list(measured.values())).sort(descending=True).values[:count]
+    chosen = torch.cat([measured[name][mask] for name, mask in keep.items()]).sort(descending=True).values
+    torch.testing.assert_close(chosen, best)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
