@@ -119,8 +119,19 @@ def trimmed_model(
         sparsity = recipe.pruning.target_sparsity.groups()
         plan = make_plan(model.architecture, model.sites, model.groups, tokens, sparsity, speedup)
         counts = planned_counts(model.architecture, tokens, plan.kept)
+        rank_at_random(model, plan.kept)
     fit_biases(model, counts, fit_on)
     return model
+
+
+def rank_at_random(model: TrimmedModel, kept: Mapping[str, float]) -> None:
+    """Give trimmers that rank heads by importance an importance, and their targets."""
+    ranked = {name: trimmer for name, trimmer in model.sites.items() if trimmer.by_importance}
+    importance = {name: torch.rand(heads) for name, heads in model.heads(ranked).items()}
+    for name, trimmer in ranked.items():
+        trimmer.set_importance(name, importance)
+    if ranked:
+        model.set_targets(kept)
 
 
 @torch.no_grad()
@@ -142,7 +153,8 @@ def fit_biases(model: TrimmedModel, counts: Mapping[str, Any] | None, inputs: di
 
         return hook
 
-    for name, trimmer in model.sites.items():
+    fitted = {name: trimmer for name, trimmer in model.sites.items() if not trimmer.by_importance}
+    for name, trimmer in fitted.items():
         handles.append(trimmer.register_forward_hook(fit(name)))
     model(inputs, "packed", instance_ids=torch.arange(instances))
     for handle in handles:

@@ -11,7 +11,8 @@ ratio of MACs: 1 would mean that all fewer MACs became less time (the paper: 0.8
 - ``keep all``: trimmers and packing at work, but nothing is dropped: what they cost.
 - ``2.0x`` ..: tokens and heads trimmed in the recipe's proportions. ``decided``: the same decisions repeated
   instead of taken, so the trimmers do not run. ``those that pay``: without the trimmers that cost more time
-  than they save, at the same MACs. ``oracle``: plain layers of exactly these sizes.
+  than they save, at the same MACs; ``static heads``: heads are also the same for all instances. ``oracle``:
+  plain layers of exactly these sizes.
 - ``tokens 2.0x``: tokens only, to the same MACs. ``tome``, ``trips``: what one would otherwise pick, merging
   and a fixed top-k of image tokens, to the same MACs.
 
@@ -58,6 +59,7 @@ TINY_SPEEDUPS = (1.3, 1.5)
 CALL_MACS = 4e7
 """What running a trimmer costs beside its MACs; ``docs/performance.md`` says how it was found."""
 PAYING = ", those that pay"
+STATIC, STATIC_HEADS = ", static heads", "pruning.head_trimmer={name: saliency_head}"
 PEERS = {"tome": "{name: tome}", "trips": "{name: trips}"}
 SPARSITIES = (0.0, 0.2, 0.4, 0.6, 0.8)
 SIZES = (224, 288, 384, 480)
@@ -128,6 +130,9 @@ def single(
     for speedup in speedups:
         models[f"{speedup}x"] = trimmed_model(recipe, backbone, speedup, fit)
         models[f"{speedup}x{PAYING}"] = paying(recipe, backbone, speedup, fit)
+        models[f"{speedup}x{STATIC}"] = paying(
+            recipe_of(name, STATIC_HEADS, *overrides), backbone, speedup, fit
+        )
     for speedup in speedups[:1]:
         only = trimmed_model(recipe, backbone, speedup, fit, lambda group: group.startswith("token"))
         models[f"tokens {speedup}x"] = only

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from smarttrim_cli.pruning.packed_attention import packed_attention
 from smarttrim_cli.pruning.projections import Projections
+from smarttrim_cli.pruning.static_heads import StaticHeads
 from smarttrim_cli.pruning.stream import MaskedStream, PackedStream, Stream
 
 DROPPED_BIAS = -50.0
@@ -38,12 +39,14 @@ class AttentionState:
         memory: Stream of keys and values (the same object for self-attention).
         heads_BH: Keep mask of the heads, float straight-through in ``masked`` mode; None keeps all.
         keep_heads: The same on the host, per instance, in ``packed`` mode; None where an instance keeps all.
+        static: In ``packed`` mode, heads that are the same for all instances at any time.
     """
 
     query: Stream
     memory: Stream
     heads_BH: Tensor | None = None
     keep_heads: tuple[tuple[int, ...] | None, ...] | None = None
+    static: StaticHeads | None = None
 
 
 class _KeyBias(torch.autograd.Function):
@@ -139,4 +142,5 @@ def attend(p: Projections, query: Tensor, memory: Tensor, state: AttentionState,
     if isinstance(state.query, MaskedStream):
         return _masked_attention(p, query, memory, state, training)
     assert isinstance(state.memory, PackedStream)
-    return packed_attention(p, query, memory, state.query, state.memory, state.heads_BH, state.keep_heads)
+    heads = state.heads_BH, state.keep_heads, state.static
+    return packed_attention(p, query, memory, state.query, state.memory, *heads)

@@ -24,6 +24,7 @@ from smarttrim_cli.pruning.decisions import Decisions, keep_grid, unpack
 from smarttrim_cli.pruning.gumbel import gumbel_sigmoid, hard_mask, logistic_noise, straight_through
 from smarttrim_cli.pruning.joint_mlps import JointMlps
 from smarttrim_cli.pruning.sites import TOKEN, Architecture, AttentionSpec, LayerSpec, Site
+from smarttrim_cli.pruning.static_heads import StaticHeads, StaticHeadsOf
 from smarttrim_cli.pruning.stream import (
     MaskedStream,
     PackedStream,
@@ -33,6 +34,9 @@ from smarttrim_cli.pruning.stream import (
     with_keep,
 )
 from smarttrim_cli.trimmers.base import TokenView
+
+HostHeads = tuple[tuple[int, ...] | None, ...] | None
+"""Kept heads per instance, on the host; None for "all", as an item or as a whole."""
 
 _current: ContextVar[ForwardContext | None] = ContextVar("smarttrim_forward", default=None)
 
@@ -78,6 +82,7 @@ class ForwardContext:
         log_scores: Keep the scores of every site in the decisions, in training with their noise.
         rounded: Round packed tokens up, see :class:`PackedStream`.
         joint: Runs the MLPs of a layer's trimmers as one; None runs each trimmer by itself.
+        static: Weights of heads that are the same for all instances.
         copies: Rows per instance of every stream.
         repeated: Rows that stand for one that was paid for, while several texts look at one image.
         work: What decoders have done, per instance.
@@ -96,6 +101,7 @@ class ForwardContext:
     log_scores: bool = False
     rounded: bool = False
     joint: JointMlps | None = None
+    static: StaticHeadsOf | None = None
     from_cls: dict[str, Tensor] = field(default_factory=dict)
     streams: dict[str, Stream] = field(default_factory=dict)
     cls: dict[str, Tensor] = field(default_factory=dict)
@@ -282,7 +288,15 @@ class ForwardContext:
             name = Site(spec.stream, spec.index, kind).name
             mask = heads[kind]
             keep_heads = host_heads(mask) if self.mode == "packed" and mask is not None else None
-            self.attention[name] = AttentionState(own, memory, mask, keep_heads)
+            static = self._static(name, keep_heads)
+            self.attention[name] = AttentionState(own, memory, mask, keep_heads, static)
+
+    def _static(self, name: str, kept: HostHeads) -> StaticHeads | None:
+        """The heads of a site whose decisions never differ between instances; None keeps to ``kept``."""
+        if kept is None or self.static is None or not self.trimmers[name].static or len(set(kept)) > 1:
+            return None
+        assert kept[0] is not None
+        return self.static.at(name, kept[0], self.cls[Site.parse(name).stream].device)
 
     def _memory(self, attention: AttentionSpec) -> Stream:
         assert attention.memory_stream is not None
@@ -316,7 +330,7 @@ class ForwardContext:
         return self.cls[site.stream].new_ones(self.cls[site.stream].shape[0], heads)
 
 
-def host_heads(mask_BH: Tensor) -> tuple[tuple[int, ...] | None, ...] | None:
+def host_heads(mask_BH: Tensor) -> HostHeads:
     """Indices of kept heads per instance, on the host; None for "all", as an item or as a whole."""
     rows = mask_BH.tolist()
     kept = tuple(None if all(row) else tuple(h for h, on in enumerate(row) if on > 0.5) for row in rows)

@@ -17,6 +17,7 @@ from smarttrim_cli.pruning.inject import attach_attention
 from smarttrim_cli.pruning.joint_mlps import JointMlps
 from smarttrim_cli.pruning.prepared import prepare, restore, usable
 from smarttrim_cli.pruning.sites import TOKEN, Architecture, Site
+from smarttrim_cli.pruning.static_heads import StaticHeadsOf
 from smarttrim_cli.trimmers.base import SiteInfo, Trimmer
 
 MODES = ("full", "masked", "packed")
@@ -81,7 +82,7 @@ class TrimmedModel(nn.Module):
         attach_attention(backbone, self.architecture)
         self.trimmers = nn.ModuleDict({_key(name): module for name, module in trimmers.items()})
         self.register_buffer("threshold", torch.zeros(()))
-        self.prepared, self.joint = False, JointMlps()
+        self.prepared, self.joint, self.static = False, JointMlps(), StaticHeadsOf()
 
     def prepare(self) -> TrimmedModel:
         """Lay weights out for inference on a CPU: see :mod:`.prepared`. Outputs change by rounding."""
@@ -145,6 +146,7 @@ class TrimmedModel(nn.Module):
             log_scores=log_scores,
             rounded=fast,
             joint=self.joint if fast else None,
+            static=self.static,
         )
         with running(context):
             output = self.backbone(**inputs)

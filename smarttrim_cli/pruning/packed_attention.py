@@ -21,6 +21,7 @@ from torch import Tensor
 
 from smarttrim_cli.pruning.projections import CrossProjections, Projections
 from smarttrim_cli.pruning.ragged import ragged_attention
+from smarttrim_cli.pruning.static_heads import StaticHeads
 from smarttrim_cli.pruning.stream import PackedStream
 
 OVERHEAD_IN = 32
@@ -47,6 +48,7 @@ def packed_attention(
     keys: PackedStream,
     heads_BH: Tensor | None,
     kept: Sequence[Heads] | None,
+    static: StaticHeads | None = None,
 ) -> Tensor:
     """Attention of one module, output projection included.
 
@@ -58,7 +60,13 @@ def packed_attention(
         keys: Stream of the keys and values.
         heads_BH: Keep mask of the heads.
         kept: The same on the host; None where all instances keep all.
+        static: The same where it is so for all instances, always.
     """
+    if static is not None:
+        if not static.kept:
+            return p.empty(query)
+        q, k, v = (x[0] for x in p.project(query, memory, static))
+        return p.merge(ragged_attention(q, k, v, queries, keys, p.scale).unsqueeze(0), static)
     if kept is None or heads_BH is None:
         q, k, v = (x[0] for x in p.project(query, memory, None))
         return p.merge(ragged_attention(q, k, v, queries, keys, p.scale).unsqueeze(0), None)

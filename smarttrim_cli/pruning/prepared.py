@@ -97,15 +97,15 @@ class LaidOutLinear:
 
     Args:
         weight: (D', D).
-        bias: (D').
+        bias: (D'), or None.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        self.weight, self.bias = weight.detach(), bias.detach()
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
         self.laid_out: Tensor | None = None
 
     def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
-        """(N, D) to (N, D')."""
+        """(..., D) to (..., D')."""
         if self.weight.numel() < MIN_JOINT or not usable(x):
             out = F.linear(x, self.weight, self.bias)
             return F.gelu(out) if gelu else out

@@ -5,6 +5,7 @@ One adapter per style of host code: timm's fused ``qkv`` and the BERT family's `
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from timm.layers import Attention
@@ -12,6 +13,10 @@ from torch import Tensor, nn
 
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.prepared import PreparedLinear, part_of_linear
+from smarttrim_cli.pruning.static_heads import Part, StaticHeads
+
+Heads = Tensor | StaticHeads | None
+"""Numbers of heads, for this call or for all; None: all heads."""
 
 
 class Projections(Protocol):
@@ -26,11 +31,11 @@ class Projections(Protocol):
     dropout: float
     prepared: bool
 
-    def project(self, query: Tensor, memory: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, query: Tensor, memory: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (..., N, h, E), keys and values (..., M, h, E) for the named heads (None: all)."""
         ...
 
-    def merge(self, context: Tensor, heads: Tensor | None) -> Tensor:
+    def merge(self, context: Tensor, heads: Heads) -> Tensor:
         """Output projection of contexts (..., N, h, E) of the named heads, bias included."""
         ...
 
@@ -42,11 +47,11 @@ class Projections(Protocol):
 class CrossProjections(Projections, Protocol):
     """Those of a cross-attention, in two halves."""
 
-    def queries(self, query: Tensor, heads: Tensor | None) -> Tensor:
+    def queries(self, query: Tensor, heads: Heads) -> Tensor:
         """Queries alone, for cross-attention."""
         ...
 
-    def keys_values(self, memory: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor]:
+    def keys_values(self, memory: Tensor, heads: Heads) -> tuple[Tensor, Tensor]:
         """Keys and values alone, for cross-attention."""
         ...
 
@@ -61,20 +66,28 @@ def _columns(weight: Tensor, heads: Tensor, head_dim: int) -> Tensor:
     return weight.unflatten(1, (-1, head_dim)).index_select(1, heads).flatten(1, 2)
 
 
-def _linear_rows(x: Tensor, linear: nn.Linear, heads: Tensor | None, head_dim: int) -> Tensor:
+def _through(x: Tensor, linear: nn.Linear, heads: Heads, cut: Callable[[nn.Linear, Tensor], Part]) -> Tensor:
+    """``x`` through a layer, or through the part of it that ``cut`` takes out for some heads."""
     if heads is None:
         return linear(x)
-    bias = None if linear.bias is None else _rows(linear.bias, heads, head_dim)
-    return part_of_linear(linear, x, _rows(linear.weight, heads, head_dim), bias)
+    if isinstance(heads, StaticHeads):
+        return heads.through(x, linear, cut)
+    return part_of_linear(linear, x, *cut(linear, heads))
 
 
-def _merge(context: Tensor, linear: nn.Linear, heads: Tensor | None, head_dim: int) -> Tensor:
-    flat = context.flatten(-2)
-    return (
-        linear(flat)
-        if heads is None
-        else part_of_linear(linear, flat, _columns(linear.weight, heads, head_dim), linear.bias)
-    )
+def _linear_rows(x: Tensor, linear: nn.Linear, heads: Heads, head_dim: int) -> Tensor:
+    def cut(linear: nn.Linear, index: Tensor) -> Part:
+        bias = None if linear.bias is None else _rows(linear.bias, index, head_dim)
+        return _rows(linear.weight, index, head_dim), bias
+
+    return _through(x, linear, heads, cut)
+
+
+def _merge(context: Tensor, linear: nn.Linear, heads: Heads, head_dim: int) -> Tensor:
+    def cut(linear: nn.Linear, index: Tensor) -> Part:
+        return _columns(linear.weight, index, head_dim), linear.bias
+
+    return _through(context.flatten(-2), linear, heads, cut)
 
 
 def _bias_only(query: Tensor, linear: nn.Linear) -> Tensor:
@@ -103,20 +116,21 @@ class TimmProjections:
                 hint="choose a timm ViT built on timm.layers.Attention",
             )
 
-    def project(self, query: Tensor, memory: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, query: Tensor, memory: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Projections``."""
         m, dim = self.module, self.head_dim
-        if heads is None:
-            q, k, v = m.qkv(query).unflatten(-1, (3, -1, dim)).unbind(-3)
-        else:
-            weight = m.qkv.weight.unflatten(0, (3, -1, dim)).index_select(1, heads).flatten(0, 2)
-            bias = m.qkv.bias
+
+        def cut(linear: nn.Linear, index: Tensor) -> Part:
+            weight = linear.weight.unflatten(0, (3, -1, dim)).index_select(1, index).flatten(0, 2)
+            bias = linear.bias
             if bias is not None:
-                bias = bias.unflatten(0, (3, -1, dim)).index_select(1, heads).flatten()
-            q, k, v = part_of_linear(m.qkv, query, weight, bias).unflatten(-1, (3, -1, dim)).unbind(-3)
+                bias = bias.unflatten(0, (3, -1, dim)).index_select(1, index).flatten()
+            return weight, bias
+
+        q, k, v = _through(query, m.qkv, heads, cut).unflatten(-1, (3, -1, dim)).unbind(-3)
         return m.q_norm(q), m.k_norm(k), v
 
-    def merge(self, context: Tensor, heads: Tensor | None) -> Tensor:
+    def merge(self, context: Tensor, heads: Heads) -> Tensor:
         """See ``Projections``."""
         return _merge(context, self.module.proj, heads, self.head_dim)
 
@@ -145,22 +159,22 @@ class BertProjections:
         if not all(hasattr(part, name) for part, name in needed):
             raise UserError(f"attention {type(module).__name__} is not of the BERT family", where=path)
 
-    def project(self, query: Tensor, memory: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, query: Tensor, memory: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Projections``."""
         return self.queries(query, heads), *self.keys_values(memory, heads)
 
-    def queries(self, query: Tensor, heads: Tensor | None) -> Tensor:
+    def queries(self, query: Tensor, heads: Heads) -> Tensor:
         """Queries (..., N, h, E) alone."""
         return self._split(query, self.inner.query, heads)
 
-    def keys_values(self, memory: Tensor, heads: Tensor | None) -> tuple[Tensor, Tensor]:
+    def keys_values(self, memory: Tensor, heads: Heads) -> tuple[Tensor, Tensor]:
         """Keys and values (..., M, h, E) alone: a decoder projects them once for all its steps."""
         return self._split(memory, self.inner.key, heads), self._split(memory, self.inner.value, heads)
 
-    def _split(self, x: Tensor, linear: nn.Linear, heads: Tensor | None) -> Tensor:
+    def _split(self, x: Tensor, linear: nn.Linear, heads: Heads) -> Tensor:
         return _linear_rows(x, linear, heads, self.head_dim).unflatten(-1, (-1, self.head_dim))
 
-    def merge(self, context: Tensor, heads: Tensor | None) -> Tensor:
+    def merge(self, context: Tensor, heads: Heads) -> Tensor:
         """See ``Projections``."""
         return _merge(context, self.module.output.dense, heads, self.head_dim)
 

@@ -24,6 +24,7 @@ class ImportanceTrimmer(Trimmer):
     """Keeps the heads of highest importance; a subclass says in which order they go."""
 
     draws = True
+    static = True
     by_importance = True
     keep_fraction: Tensor
     importance_H: Tensor

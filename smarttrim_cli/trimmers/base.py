@@ -110,6 +110,7 @@ class Trimmer(nn.Module):
             no noise.
         relative: Whether a token's score depends on which other tokens of its instance are left (ranks among
             them).
+        static: Whether heads are the same for all instances: what is left of the weights is taken out once.
         rewrites: Whether kept tokens take something over from dropped ones: :meth:`rewrite` is called.
         by_importance: Whether heads are ranked by their importance to the full model: it is measured when
             trimming begins, and :meth:`set_importance` is called.
@@ -119,6 +120,7 @@ class Trimmer(nn.Module):
 
     draws = False
     relative = False
+    static = False
     rewrites = False
     by_importance = False
     importance_of = "loss"

@@ -1,0 +1,121 @@
+"""Heads that go for every instance: the part of the weights that is left, when it is made and used."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from smarttrim_cli.pruning import packed_attention
+from smarttrim_cli.pruning.model import TrimmedModel
+from smarttrim_cli.pruning.prepared import PreparedLinear, prepare
+from smarttrim_cli.pruning.sites import TOKEN, Site
+from smarttrim_cli.pruning.static_heads import Part, StaticHeads
+from tests import tiny
+
+FORMS = [variant for variant in tiny.one_per_form() if variant.form != "captioning"]
+
+
+def rows(linear: nn.Linear, index: Tensor) -> Part:
+    """Every head has one row."""
+    return linear.weight[index], None if linear.bias is None else linear.bias[index]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("laid_out", [True, False])
+def test_through_a_part_of_a_layer(bias: bool, laid_out: bool) -> None:
+    model = nn.Sequential(nn.Linear(256, 256, bias=bias))
+    if laid_out:
+        prepare(model)
+    (linear,) = model
+    heads, x = StaticHeads((1, 3, 4, *range(8, 200)), torch.device("cpu")), torch.randn(1, 7, 256)
+    with torch.no_grad():
+        assert_close(heads.through(x, linear, rows), linear(x)[..., heads.index_h], atol=1e-5, rtol=1e-5)
+
+
+def test_a_part_is_made_once_and_again_when_the_weights_change() -> None:
+    linear, x, cuts = nn.Linear(8, 6), torch.randn(2, 8), []
+    heads = StaticHeads((0, 5), torch.device("cpu"))
+
+    def counted(layer: nn.Linear, index: Tensor) -> Part:
+        cuts.append(layer)
+        return rows(layer, index)
+
+    with torch.no_grad():
+        first = heads.through(x, linear, counted)
+        assert torch.equal(heads.through(x, linear, counted), first) and len(cuts) == 1
+        linear.weight.mul_(2.0)
+        assert not torch.equal(heads.through(x, linear, counted), first) and len(cuts) == 2
+        linear.bias.add_(1.0)
+        assert_close(heads.through(x, linear, counted), linear(x)[:, [0, 5]])
+        assert len(cuts) == 3
+        linear.__class__ = PreparedLinear  # type: ignore[assignment]
+        linear.__dict__["_layout"] = None
+        heads.through(x, linear, counted)
+        assert len(cuts) == 4
+
+
+def test_gradients_reach_the_weights() -> None:
+    linear, heads = nn.Linear(8, 6), StaticHeads((0, 5), torch.device("cpu"))
+    heads.through(torch.randn(2, 8), linear, rows).sum().backward()
+    assert linear.weight.grad is not None
+    assert linear.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [0, 5]
+
+
+def ranked(variant: tiny.Variant, share: float) -> TrimmedModel:
+    """A model that keeps a share of its heads, in every module another number."""
+    model = tiny.attach(variant.build(), "cross_modal", "saliency_head")
+    heads = {name: trimmer for name, trimmer in model.sites.items() if Site.parse(name).kind != TOKEN}
+    generator = torch.Generator().manual_seed(3)
+    importance = {n: torch.rand(len(t.place_H), generator=generator) for n, t in heads.items()}
+    for name, trimmer in heads.items():
+        trimmer.set_importance(name, importance)
+    model.set_targets(dict.fromkeys(model.groups, share))
+    return model
+
+
+@pytest.mark.parametrize("variant", FORMS, ids=str)
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_whole_models_use_them_and_say_what_masks_say(
+    variant: tiny.Variant, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ranked(variant, share)
+    inputs = tiny.ragged_inputs(model.backbone)
+    seen: list[Any] = []
+    attend = packed_attention.packed_attention
+
+    def noted(*args: Any) -> Tensor:
+        seen.append(args[-1])
+        return attend(*args)
+
+    monkeypatch.setattr("smarttrim_cli.pruning.attention.packed_attention", noted)
+    with torch.no_grad():
+        masked, packed = (model(inputs, mode).output for mode in ("masked", "packed"))
+        assert any(static is not None for static in seen)
+        if isinstance(masked, Tensor):
+            assert_close(packed, masked, atol=1e-5, rtol=1e-5)
+            other = copy.deepcopy(model).prepare()
+            assert_close(other(inputs, "packed").output, masked, atol=1e-5, rtol=1e-5)
+
+
+def test_they_follow_the_threshold() -> None:
+    model = ranked(tiny.METER, 0.5)
+    inputs = tiny.ragged_inputs(model.backbone)
+    with torch.no_grad():
+        for threshold in (0.0, 0.7, -0.7):
+            model.threshold.fill_(threshold)
+            masked, packed = (model(inputs, mode).output for mode in ("masked", "packed"))
+            assert_close(packed, masked, atol=1e-5, rtol=1e-5)
+
+
+def test_decisions_that_differ_are_repeated_one_by_one() -> None:
+    model = ranked(tiny.METER, 0.5)
+    inputs = tiny.ragged_inputs(model.backbone)
+    with torch.no_grad():
+        log = tiny.random_decisions(model, inputs)
+        masked, packed = (model(inputs, mode, replay=log).output for mode in ("masked", "packed"))
+    assert_close(packed, masked, atol=1e-5, rtol=1e-5)
