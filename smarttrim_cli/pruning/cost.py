@@ -120,12 +120,23 @@ def macs_by_part(
             tokens_after(counts, cost.stream, cost.after_layer) * cost.macs_per_token,
         )
     for name, trimmer in (trimmers or {}).items():
-        site = Site.parse(name)
-        add("trimmers", site.stream, trimmer.fixed_macs())
-        if trimmer.token_macs() or trimmer.pair_macs():
-            seen = tokens_after(counts, site.stream, site.layer - 1)
-            add("trimmers", site.stream, seen * (trimmer.token_macs() + seen * trimmer.pair_macs()))
+        add("trimmers", None, trimmer_macs(name, trimmer, counts))
     return parts
+
+
+def trimmer_macs(name: str, trimmer: Any, counts: Counts) -> Number:
+    """What a trimmer itself costs an instance, over its rows.
+
+    Args:
+        name: Its site.
+        trimmer: It.
+        counts: Of the whole pass.
+    """
+    site, per_row = Site.parse(name), trimmer.fixed_macs()
+    if trimmer.token_macs() or trimmer.pair_macs():
+        seen = tokens_after(counts, site.stream, site.layer - 1)
+        per_row = per_row + seen * (trimmer.token_macs() + seen * trimmer.pair_macs())
+    return _over_rows(per_row, counts.get(f"{site.stream}.rows", 1))
 
 
 def _over_rows(per_row: Number, rows: int) -> Number:

@@ -3,11 +3,13 @@
 Dropped tokens stay dropped, so a layer without a trimmer costs little where its neighbours decide much the
 same, and a trimmer that drops next to nothing is paid for by every instance. What a site saves is reckoned
 from the scores of a pass: its own decisions are left out, those of later sites are taken again.
+
+Legend: K ways of leaving one trimmer out, or none; B instances, R rows of a stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from smarttrim_cli.pruning.budget import counts_at, effective_scores
-from smarttrim_cli.pruning.cost import double_counts, total_macs
+from smarttrim_cli.pruning.cost import double_counts, total_macs, trimmer_macs
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.sites import TOKEN, Site
@@ -33,48 +35,87 @@ def unprofitable(model: TrimmedModel, batches: Iterable[Any], call_macs: float =
         call_macs: What running a trimmer costs an instance beside its MACs, in MACs that take as long.
 
     Returns:
-        Site names, in that order. Trimmers that rank tokens among those that are left, or rewrite what they
-        keep, are never among them.
+        Site names, in that order. Trimmers that cost nothing, rank tokens among those that are left, or
+        rewrite what they keep, are never among them.
     """
     passes = [
         model(batch.inputs, "masked", instance_ids=batch.instance_ids, log_scores=True).decisions
         for batch in batches
     ]
-    sites, found, instances = model.sites, list[str](), sum(map(_instances, passes))
-    candidates = [name for name, trimmer in sites.items() if not (trimmer.relative or trimmer.rewrites)]
-
-    def cost_of(left: Mapping[str, Any]) -> float:
-        calls = sum(1 for trimmer in left.values() if trimmer.fixed_macs() or trimmer.token_macs())
-        return _macs(model, passes, left) + call_macs * calls * instances
-
-    cost = cost_of(sites)
+    sites, found = dict(model.sites), list[str]()
+    candidates = [name for name, trimmer in sites.items() if _may_go(trimmer)]
+    call = call_macs * sum(map(_instances, passes))
     while candidates:
-        costs = {name: cost_of(_without(sites, name)) for name in candidates}
-        worst = min(costs, key=lambda name: costs[name])
-        if costs[worst] >= cost:
+        costs_K = sum(_costs_K(model, decisions, sites, candidates) for decisions in passes)
+        assert isinstance(costs_K, Tensor)
+        worst = int(costs_K[:-1].argmin())
+        if costs_K[worst] - call >= costs_K[-1]:
             break
-        cost, sites = costs[worst], _without(sites, worst)
-        candidates.remove(worst)
-        found.append(worst)
+        found.append(candidates.pop(worst))
+        del sites[found[-1]]
     return found
 
 
-def _without(sites: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {other: trimmer for other, trimmer in sites.items() if other != name}
+def _may_go(trimmer: Any) -> bool:
+    costs = trimmer.fixed_macs() or trimmer.token_macs()
+    return bool(costs) and not (trimmer.relative or trimmer.rewrites)
 
 
-def _macs(model: TrimmedModel, passes: Iterable[Decisions], sites: Mapping[str, Any]) -> float:
-    """MACs of all instances with some of the trimmers, their own included."""
-    total = 0.0
-    for decisions in passes:
-        scores = {name: own for name, own in decisions.scores.items() if name in sites}
-        fewer = replace(decisions, scores=scores)
-        kept = counts_at(fewer, effective_scores(fewer), model.threshold[None])
-        counts = {name: _all_of(decisions, name) for name in decisions.counts}
-        counts |= {name: kept_1R[0] for name, kept_1R in kept.items()}
-        measured = double_counts(model.architecture, replace(fewer, counts=counts))
-        total += float(total_macs(model.architecture, measured, sites).sum())
-    return total
+def _instances(decisions: Decisions) -> int:
+    stream, valid_RN = next(iter(decisions.valid.items()))
+    return len(valid_RN) // decisions.copies.get(stream, 1)
+
+
+def _costs_K(
+    model: TrimmedModel, decisions: Decisions, sites: Mapping[str, Any], candidates: Sequence[str]
+) -> Tensor:
+    """MACs of all instances of a pass, trimmers included, with each candidate left out, and with none."""
+    ways = len(candidates) + 1
+    scores = {name: own for name, own in decisions.scores.items() if name in sites}
+    counts_KR = {name: own_R.repeat(ways, 1) for name, own_R in _counts(model, decisions, scores).items()}
+    for way, name in enumerate(candidates):
+        site = Site.parse(name)
+        left = {
+            other: own
+            for other, own in scores.items()
+            if other != name and _same_tokens(Site.parse(other), site)
+        }
+        changed = _counts(model, decisions, left, lambda other, site=site: _same_tokens(other, site))
+        for other, own_R in changed.items():
+            counts_KR[other][way] = own_R
+    repeated = replace(
+        decisions,
+        counts={name: own_KR.flatten() for name, own_KR in counts_KR.items()},
+        valid={stream: valid_RN.repeat(ways, 1) for stream, valid_RN in decisions.valid.items()},
+        work={name: amount_B.repeat(ways) for name, amount_B in decisions.work.items()},
+    )
+    counts = double_counts(model.architecture, repeated)
+    costs_K = total_macs(model.architecture, counts, sites).view(ways, -1).sum(1)
+    for way, name in enumerate(candidates):
+        own = torch.as_tensor(trimmer_macs(name, sites[name], counts), dtype=torch.float64)
+        costs_K[way] -= own.expand(len(costs_K) * _instances(decisions)).view(ways, -1)[way].sum()
+    return costs_K
+
+
+def _same_tokens(other: Site, site: Site) -> bool:
+    """Whether a site's kept number depends on a trimmer at another: of tokens of its stream, or its own."""
+    return other == site or (other.kind == site.kind == TOKEN and other.stream == site.stream)
+
+
+def _counts(
+    model: TrimmedModel,
+    decisions: Decisions,
+    scores: Mapping[str, Tensor],
+    wanted: Any = lambda site: True,
+) -> dict[str, Tensor]:
+    """Kept tokens or heads (R,) of the wanted sites, if those with scores have trimmers and no others."""
+    some = replace(
+        decisions,
+        scores=dict(scores),
+        counts={name: own for name, own in decisions.counts.items() if wanted(Site.parse(name))},
+    )
+    kept = counts_at(some, effective_scores(some), model.threshold[None])
+    return {name: kept[name][0] if name in kept else _all_of(decisions, name) for name in some.counts}
 
 
 def _all_of(decisions: Decisions, name: str) -> Tensor:
@@ -82,9 +123,5 @@ def _all_of(decisions: Decisions, name: str) -> Tensor:
     site = Site.parse(name)
     if site.kind == TOKEN:
         return decisions.valid[site.stream].sum(1)
-    return torch.full_like(decisions.counts[name], decisions.keep[name].shape[1])
-
-
-def _instances(decisions: Decisions) -> int:
-    stream, valid_RN = next(iter(decisions.valid.items()))
-    return len(valid_RN) // decisions.copies.get(stream, 1)
+    heads = decisions.keep[name].shape[1]
+    return torch.full(decisions.counts[name].shape, heads, device=decisions.counts[name].device)

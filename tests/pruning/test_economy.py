@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from smarttrim_cli.pruning.cost import instance_macs
-from smarttrim_cli.pruning.economy import unprofitable
+from smarttrim_cli.pruning.cost import double_counts, instance_macs, total_macs
+from smarttrim_cli.pruning.economy import _costs_K, unprofitable
 from smarttrim_cli.pruning.model import TrimmedModel
+from smarttrim_cli.pruning.sites import TOKEN, Site
 from tests import tiny
 
 IDLE, BUSY = 1e5, -1e5
@@ -74,6 +76,34 @@ def test_the_dearer_a_call_the_fewer_pay() -> None:
     found = [unprofitable(model, _batches(model), call_macs) for call_macs in (0.0, 1e3, 1e12)]
     assert set(found[0]) <= set(found[1]) <= set(found[2]) == set(model.sites)
     assert len(found[0]) < len(found[2])
+
+
+@pytest.mark.parametrize("form", ["vqa", "nlvr2"])
+@torch.no_grad()
+def test_all_ways_at_once_cost_what_each_costs_alone(form: str) -> None:
+    """Against scores compared token by token, and the cost model asked once for every way."""
+    host = tiny.Variant("meter", "plain", tiny.BACKBONES["meter"]["plain"], form).build()
+    model = tiny.attach(host, "cross_modal", "global_head")
+    model.threshold.fill_(0.3)
+    log = model(tiny.ragged_inputs(host), "masked", log_scores=True).decisions
+    found_K = _costs_K(model, log, model.sites, list(model.sites))
+    for way, left_out in enumerate([*model.sites, None]):
+        counts = {}
+        alive = {stream: valid_RN.clone() for stream, valid_RN in log.valid.items()}
+        for name in log.counts:
+            site, above = Site.parse(name), log.scores[name] > 0.3
+            if site.kind == TOKEN:
+                if name != left_out:
+                    alive[site.stream] &= above | (torch.arange(above.shape[1]) == 0)
+                counts[name] = alive[site.stream].sum(1)
+            else:
+                counts[name] = (
+                    torch.full_like(above.sum(1), above.shape[1]) if name == left_out else above.sum(1)
+                )
+        trimmers = {name: trimmer for name, trimmer in model.sites.items() if name != left_out}
+        measured = double_counts(model.architecture, replace(log, counts=counts))
+        expected = float(total_macs(model.architecture, measured, trimmers).sum())
+        assert float(found_K[way]) == pytest.approx(expected, rel=1e-9), left_out
 
 
 def test_trimmers_that_cost_nothing_or_rank_are_left_alone() -> None:
