@@ -254,6 +254,7 @@ TABLES = {
     "latency": ("latency", latency),
     "costs": ("latency", costs),
     "oracle": ("latency", oracle),
+    "paying": ("latency_paying", latency),
     "growth": ("latency", growth),
     "batch": ("batch", batches),
     "training": ("training", training),
