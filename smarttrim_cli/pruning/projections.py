@@ -91,9 +91,9 @@ def _merge(context: Tensor, linear: nn.Linear, heads: Heads, head_dim: int) -> T
 
 
 def _bias_only(query: Tensor, linear: nn.Linear) -> Tensor:
-    if linear.bias is None:
-        return query.new_zeros(*query.shape[:-1], linear.out_features)
-    return linear.bias.to(query.dtype).expand(*query.shape[:-1], -1)
+    nothing = query.new_zeros(*query.shape[:-1], linear.out_features)
+    # a sum: torch's flop counter takes a view of a parameter for one that wants gradients, and fails
+    return nothing if linear.bias is None else nothing + linear.bias.to(query.dtype)
 
 
 class TimmProjections:

@@ -15,7 +15,6 @@ Legend: B instances, R rows of a stream, N tokens of a row, n distributions, C t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -222,10 +221,10 @@ def mean_log_total(found: Probe, name: str) -> float:
 
 
 def mean_log_saliency(found: Probe, answer: Tensor, onward: bool = True) -> dict[str, float]:
-    """Log of the saliency of all removable tokens of a row, mean over the rows that have any, per site."""
+    """Log of the saliency of all removable tokens of a row, per site: mean over rows with any, 0 without."""
     result = {}
     for name, saliency_RN in saliency(found, answer, onward).items():
         total_R = saliency_RN.sum(-1)
         there_R = total_R > 0
-        result[name] = float(total_R[there_R].log().mean()) if there_R.any() else -math.inf
+        result[name] = float(total_R[there_R].log().mean()) if there_R.any() else 0.0
     return result

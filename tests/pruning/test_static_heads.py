@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from smarttrim_cli.engine.flops import flop_counter_macs
 from smarttrim_cli.pruning import packed_attention
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.prepared import PreparedLinear, prepare
@@ -110,6 +111,14 @@ def test_they_follow_the_threshold() -> None:
             model.threshold.fill_(threshold)
             masked, packed = (model(inputs, mode).output for mode in ("masked", "packed"))
             assert_close(packed, masked, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["saliency_head", "random_head"])
+def test_attentions_without_heads_are_counted(head: str) -> None:
+    model = tiny.attach(tiny.meter(), "cross_modal", head, kept=0.0)
+    inputs = tiny.instance(tiny.ragged_inputs(model.backbone), 0)
+    fewer = flop_counter_macs(model, inputs, "packed", tiny.ids()[:1])
+    assert 0 < fewer < flop_counter_macs(model, inputs, "full")
 
 
 def test_decisions_that_differ_are_repeated_one_by_one() -> None:
