@@ -77,9 +77,24 @@ def test_heads_keep_to_a_target_of_their_own(tmp_path: Path) -> None:
         assert abs(rows[-1][f"level/{group}"] - rows[-2]["threshold"]) < 0.5  # scores were shifted there
 
 
+RANKED = (*WITH_HEADS, "pruning.head_trimmer={name: saliency_head}", "pruning.straight_through=false")
+
+
+def test_ranked_heads_resume_bit_identically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worth = "strategy.guidance_warmup.align=worth"
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    finetune(tiny_recipe(tmp_path / "whole", *RANKED, worth))
+    recipe = tiny_recipe(tmp_path / "parts", *RANKED, worth)
+    interrupted(monkeypatch, recipe, after=10)
+    torch.manual_seed(999)
+    finetune(recipe, resume="auto")
+    assert metrics(tmp_path / "parts/run") == metrics(tmp_path / "whole/run")
+    assert tree(tmp_path / "parts/run/model") == tree(tmp_path / "whole/run/model")
+
+
 def test_heads_that_know_their_level_stay_there(tmp_path: Path) -> None:
-    ranked = ("pruning.head_trimmer={name: saliency_head}", "pruning.straight_through=false")
-    finetune(tiny_recipe(tmp_path, *WITH_HEADS, *ranked))
+    finetune(tiny_recipe(tmp_path, *RANKED))
     rows = [row for row in metrics(tmp_path / "run") if row.get("phase") != "warmup" and "loss" in row]
     heads = {name: row for row in rows for name in row if name.startswith(("kept/head", "kept/cross_head"))}
     assert len(heads) == 4
