@@ -17,7 +17,7 @@ from _study_table import StudyRun, study_run
 
 from smarttrim_cli.engine.files import write_json
 
-RATES = (5e-5, 1e-4, 2e-4, 5e-4)
+RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
 TRIMMER_RATES = (5e-4, 4e-3, 2e-2)
 SEED = 11
 """Another one than the study's."""
