@@ -60,6 +60,20 @@ def test_a_part_is_made_once_and_again_when_the_weights_change() -> None:
         assert len(cuts) == 4
 
 
+def test_what_is_made_while_a_forward_is_traced_is_not_kept() -> None:
+    linear, x, cuts = nn.Linear(8, 6).requires_grad_(False), torch.randn(2, 8), []
+    heads = StaticHeads((0, 5), torch.device("cpu"))
+
+    def counted(layer: nn.Linear, index: Tensor) -> Part:
+        cuts.append(torch.jit.is_tracing())
+        return rows(layer, index)
+
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda y: heads.through(y, linear, counted), (x,), check_trace=False)
+        assert_close(heads.through(x, linear, counted), traced(x))
+    assert cuts == [True, False]
+
+
 def test_gradients_reach_the_weights() -> None:
     linear, heads = nn.Linear(8, 6), StaticHeads((0, 5), torch.device("cpu"))
     heads.through(torch.randn(2, 8), linear, rows).sum().backward()
