@@ -17,7 +17,7 @@ from smarttrim_cli.pruning.cost import (
     tokens_after,
     total_macs,
 )
-from smarttrim_cli.pruning.sites import Architecture, AttentionSpec, FixedCost, LayerSpec, TokenCost
+from smarttrim_cli.pruning.sites import TOKEN, Architecture, AttentionSpec, FixedCost, LayerSpec, TokenCost
 from smarttrim_cli.trimmers.base import Trimmer
 from tests import tiny
 
@@ -61,6 +61,19 @@ def test_what_one_token_less_saves() -> None:
     own = 4 * 12 * 12 + 2 * 12 * (6 * 6 - 5 * 5) + 2 * 12 * 30  # embedding it is paid for before
     as_key = 2 * 12 * 20 + 2 * 10 * 20
     assert saved_by_a_token(SMALL, start, "text.0.token") == own + as_key
+
+
+@pytest.mark.parametrize("variant", tiny.variants(), ids=str)
+def test_one_token_less_saves_more_the_earlier_it_goes(variant: tiny.Variant) -> None:
+    host = variant.build()
+    architecture, start = host.architecture(), host.token_counts(7.0)
+    saved: dict[str, list[float]] = {}
+    for site in architecture.sites():
+        if site.kind == TOKEN:
+            saved.setdefault(site.stream, []).append(saved_by_a_token(architecture, start, site.name))
+    assert saved
+    for amounts in saved.values():
+        assert amounts == sorted(amounts, reverse=True) and min(amounts) > 0
 
 
 def test_attention() -> None:
