@@ -20,11 +20,14 @@ from torch import Tensor, nn
 from smarttrim_cli.engine.build import attach
 from smarttrim_cli.engine.devices import describe_environment, keep_freed_memory
 from smarttrim_cli.engine.plan import backbone_without_data
+from smarttrim_cli.pruning.calibrate import calibrate
 from smarttrim_cli.pruning.cost import instance_macs, planned_counts
+from smarttrim_cli.pruning.economy import unprofitable
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.plan import make_plan
 from smarttrim_cli.pruning.sites import Site
 from smarttrim_cli.recipe import Recipe, load_recipe
+from smarttrim_cli.tasks.base import Batch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -33,6 +36,9 @@ RECIPES = {
     "blip": ROOT / "recipes" / "blip" / "vqa_288_2.0x.yaml",
 }
 TEXT_TOKENS = 10
+CALL_MACS = 4e7
+"""What running a trimmer costs beside its MACs; ``docs/performance.md`` says how it was found."""
+STATIC_HEADS = "pruning.head_trimmer={name: saliency_head}"
 
 _TINY_TEXT = (
     "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 64, vocab_size: 90,"
@@ -122,6 +128,19 @@ def trimmed_model(
         rank_at_random(model, plan.kept)
     fit_biases(model, counts, fit_on)
     return model
+
+
+def paying(recipe: Recipe, backbone: Any, speedup: float, fit: dict[str, Tensor]) -> TrimmedModel:
+    """The recipe's trimmers without those that cost more time than they save, at the same speed-up."""
+    model = trimmed_model(recipe, backbone, speedup, fit)
+    model.remove(unprofitable(model, as_batches(fit), CALL_MACS))
+    calibrate(model, as_batches(fit), speedup)
+    return model
+
+
+def as_batches(inputs: dict[str, Tensor]) -> list[Batch]:
+    """Inputs as the batches of a task."""
+    return [Batch(inputs, torch.arange(len(inputs["pixel_values"])), {})]
 
 
 def rank_at_random(model: TrimmedModel, kept: Mapping[str, float]) -> None:

@@ -2,7 +2,8 @@
 
 Models, trimmers and words are those of ``benchmarks/latency.py``. All instances of a batch differ, and so do
 the numbers of tokens and the heads they keep; what is kept of a batch lies end to end, without padding.
-``each alone`` runs the instances one by one. It prints a table and writes ``docs/results/batch.json``.
+``each alone`` runs the instances one by one; ``static heads`` has the same heads for all instances and no
+trimmers that do not pay. It prints a table and writes ``docs/results/batch.json``.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import Any
 import torch
 from _full_size import (
     RESULTS,
+    STATIC_HEADS,
     TINY,
     backbone_of,
     examples,
     interleaved,
     joined,
     macs,
+    paying,
     ratio,
     recipe_of,
     start,
@@ -47,6 +50,9 @@ def batches(
         models[f"tokens {speedup}x"] = trimmed_model(
             recipe, backbone, speedup, fit, lambda group: group.startswith("token")
         )
+    for speedup in speedups:
+        static = recipe_of(name, STATIC_HEADS, *overrides)
+        models[f"{speedup}x, static heads"] = paying(static, backbone, speedup, fit)
     for model in models.values():
         model.prepare()
     return {str(size): _one_size(models, examples(backbone, size), rounds) for size in sizes}

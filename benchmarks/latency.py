@@ -12,7 +12,7 @@ ratio of MACs: 1 would mean that all fewer MACs became less time (the paper: 0.8
 - ``2.0x`` ..: tokens and heads trimmed in the recipe's proportions. ``decided``: the same decisions repeated
   instead of taken, so the trimmers do not run. ``those that pay``: without the trimmers that cost more time
   than they save, at the same MACs; ``static heads``: heads are also the same for all instances. ``oracle``:
-  plain layers of exactly these sizes.
+  plain layers of exactly these sizes; its own promise is what could be kept at best.
 - ``tokens 2.0x``: tokens only, to the same MACs. ``tome``, ``trips``: what one would otherwise pick, merging
   and a fixed top-k of image tokens, to the same MACs.
 
@@ -30,12 +30,15 @@ from typing import Any
 import torch
 from _full_size import (
     RESULTS,
+    STATIC_HEADS,
     TINY,
+    as_batches,
     backbone_of,
     examples,
     interleaved,
     joined,
     macs,
+    paying,
     ratio,
     recipe_of,
     start,
@@ -48,18 +51,13 @@ from torch import Tensor
 from smarttrim_cli.engine.build import attach
 from smarttrim_cli.engine.memory import peak_activation_bytes
 from smarttrim_cli.pruning.calibrate import calibrate
-from smarttrim_cli.pruning.economy import unprofitable
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.sites import Site
 from smarttrim_cli.recipe import Recipe
-from smarttrim_cli.tasks.base import Batch
 
 SPEEDUPS = (2.0, 2.5, 3.0)
 TINY_SPEEDUPS = (1.3, 1.5)
-CALL_MACS = 4e7
-"""What running a trimmer costs beside its MACs; ``docs/performance.md`` says how it was found."""
-PAYING = ", those that pay"
-STATIC, STATIC_HEADS = ", static heads", "pruning.head_trimmer={name: saliency_head}"
+PAYING, STATIC = ", those that pay", ", static heads"
 PEERS = {"tome": "{name: tome}", "trips": "{name: trips}"}
 SPARSITIES = (0.0, 0.2, 0.4, 0.6, 0.8)
 SIZES = (224, 288, 384, 480)
@@ -103,20 +101,8 @@ def peer(
     sites = attach(recipe, backbone).sites
     model = TrimmedModel(backbone, {n: t for n, t in sites.items() if Site.parse(n).group == "token.vision"})
     model.eval().set_targets({"token.vision": 0.5})
-    calibrate(model, _as_batches(batch), speedup)
+    calibrate(model, as_batches(batch), speedup)
     return model
-
-
-def paying(recipe: Recipe, backbone: Any, speedup: float, fit: dict[str, Tensor]) -> TrimmedModel:
-    """The recipe's trimmers without those that cost more time than they save, at the same speed-up."""
-    model = trimmed_model(recipe, backbone, speedup, fit)
-    model.remove(unprofitable(model, _as_batches(fit), CALL_MACS))
-    calibrate(model, _as_batches(fit), speedup)
-    return model
-
-
-def _as_batches(inputs: dict[str, Tensor]) -> list[Batch]:
-    return [Batch(inputs, torch.arange(len(inputs["pixel_values"])), {})]
 
 
 def single(
@@ -168,7 +154,12 @@ def single(
         "full_over_host": ratio(as_shipped["host"], as_shipped["ours"]),
         "prepared_over_host": statistics.median(as_shipped["host"]) / statistics.median(against["prepared"]),
         "rows": table,
-        "oracle": _oracles({f"{s}x": models[f"{s}x"] for s in speedups}, instances[0], rounds),
+        "oracle": _oracles(
+            plain,
+            {f"{s}x{kind}": models[f"{s}x{kind}"] for s in speedups for kind in ("", STATIC)},
+            instances[0],
+            rounds,
+        ),
         "trimmers_and_packing_share": 1 / table["keep all"]["speedup"] - 1,
     }
 
@@ -193,20 +184,27 @@ def _row(
     return row
 
 
-def _oracles(models: dict[str, TrimmedModel], inputs: dict[str, Tensor], rounds: int) -> dict[str, Any]:
-    """Times against the oracle of one instance, per speed-up."""
+def _oracles(
+    full: TrimmedModel, models: dict[str, TrimmedModel], inputs: dict[str, Tensor], rounds: int
+) -> dict[str, Any]:
+    """Times against the oracle of one instance, per speed-up, and what the oracle keeps of its promise."""
     found = {}
     for label, model in models.items():
         oracle = Oracle(model, _decisions(model, [inputs])[0])
         runs: dict[str, Run] = {
+            "full": lambda i: full(inputs, "full"),
             "ours": lambda i, m=model: m(inputs, "packed"),
             "oracle": lambda i, o=oracle: o(inputs),
         }
         times = interleaved(runs, 1, max(4 * rounds, 2))
+        trimmed, whole = macs(model, inputs)
         found[label] = {
             "ours_ms": statistics.median(times["ours"]),
             "oracle_ms": statistics.median(times["oracle"]),
             "ours_over_oracle": ratio(times["ours"], times["oracle"]),
+            "macs": whole / trimmed,
+            "ours_promise": ratio(times["full"], times["ours"]) * trimmed / whole,
+            "oracle_promise": ratio(times["full"], times["oracle"]) * trimmed / whole,
         }
     return found
 
@@ -261,7 +259,10 @@ def show(name: str, report: dict[str, Any]) -> None:
         rest = f"{row['macs']:7.2f}x{row['promise']:9.2f}" if "macs" in row else ""
         print(f"{label:20s}{row['ms']:8.1f}{row['speedup']:7.2f}x{rest}")
     for label, row in report["oracle"].items():
-        print(f"oracle of {label}: {row['oracle_ms']:.1f} ms, ours {row['ours_over_oracle']:.3f} of that")
+        print(
+            f"oracle of {label}: {row['oracle_ms']:.1f} ms, ours {row['ours_over_oracle']:.3f} of that; "
+            f"promise kept {row['oracle_promise']:.2f}, ours {row['ours_promise']:.2f}"
+        )
     for axis, points in report.get("growth", {}).items():
         print(
             f"{axis:>12s}{'full ms':>10s}{'trimmed':>10s}{'time':>8s}{'MACs':>8s}{'MiB':>8s}{'trimmed':>9s}"

@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     methods = read_methods()
     folders = Folders(options.runs, options.results)
     if options.tune:
-        chosen = tune.grid(methods, options.tune, options.base, options.ratio, options.steps)
+        chosen = _chosen(
+            tune.grid(methods, options.tune, options.base, options.ratio, options.steps), options
+        )
         folders = Folders(options.runs / "tuning", options.runs / "tuning" / "results")
     else:
         chosen = _chosen(table(options.profile, methods, options.seeds), options)

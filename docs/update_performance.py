@@ -77,11 +77,13 @@ def oracle(result: dict[str, Any]) -> str:
             f"{row['oracle_ms']:.0f}",
             f"{row['ours_ms']:.0f}",
             f"{row['ours_over_oracle']:.2f}",
+            *(f"{row[key]:.2f}" if key in row else "" for key in ("oracle_promise", "ours_promise")),
         ]
         for name, found in result["backbones"].items()
         for label, row in found["oracle"].items()
     ]
-    return table(("", "oracle, ms", "ours, ms", "ours over oracle"), rows)
+    head = ("", "oracle, ms", "ours, ms", "ours over oracle", "promise the oracle keeps", "ours")
+    return table(head, rows)
 
 
 def growth(result: dict[str, Any]) -> str:

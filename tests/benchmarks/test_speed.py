@@ -25,7 +25,10 @@ def test_latency(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert rows["1.5x"]["macs"] > rows["1.3x"]["macs"] > 1
     assert rows["tome 1.3x"]["macs"] == pytest.approx(1.3, rel=0.1)
     assert rows["1.5x"]["promise"] == pytest.approx(rows["1.5x"]["speedup"] / rows["1.5x"]["macs"])
-    assert set(found["oracle"]) == {"1.3x", "1.5x"}
+    assert set(found["oracle"]) == {"1.3x", "1.3x, static heads", "1.5x", "1.5x, static heads"}
+    of_one = found["oracle"]["1.5x"]
+    assert of_one["ours_over_oracle"] > 0
+    assert of_one["oracle_promise"] > 0
     assert list(found["growth"]["sparsity"]) == ["0.0", "0.2"]
     assert all(row in capsys.readouterr().out for row in ("oracle of 1.5x",))
 
@@ -35,7 +38,7 @@ def test_batch(tmp_path: Path) -> None:
     threads = str(torch.get_num_threads())
     batch.main(["--quick", "--backbone", "meter", "--threads", threads, "--output", str(file)])
     rows = json.loads(file.read_text("utf-8"))["backbones"]["meter"]["3"]
-    assert list(rows) == ["full", "1.3x", "tokens 1.3x", "1.3x, each alone"]
+    assert list(rows) == ["full", "1.3x", "tokens 1.3x", "1.3x, static heads", "1.3x, each alone"]
     assert rows["1.3x"]["kept_tokens"]["fewest"] <= rows["1.3x"]["kept_tokens"]["most"]
     assert rows["1.3x"]["gmacs"] == pytest.approx(rows["1.3x, each alone"]["gmacs"])
 
