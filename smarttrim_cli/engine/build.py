@@ -43,7 +43,14 @@ def build(recipe: Recipe, log: Any) -> Bundle:
     processor = _processor(section, start, task)
     section = registry.load("backbones", section["name"]).fit_to_tokenizer(section, processor.tokenizer)
     backbone = build_backbone(section, task.form)
+    head = {name: weight.clone() for name, weight in _head(backbone)}
     load_start(section["name"], backbone, start, log)
+    warmup, waits = recipe.strategy.guidance_warmup.enabled, recipe.strategy.curriculum.start_ratio > 0
+    if warmup and not waits and any(torch.equal(head[name], weight) for name, weight in _head(backbone)):
+        log(
+            "the head is new, so strategy.guidance_warmup learns from a model that does not know its task; "
+            "strategy.curriculum.start_ratio=0.45 trains the full model first"
+        )
     if keep:
         section, backbone = student_of(section, keep, backbone)
     model = attach(recipe, backbone)
@@ -54,6 +61,15 @@ def build(recipe: Recipe, log: Any) -> Bundle:
         "trimmers": vars(trimmer_config(recipe.pruning)),
     }
     return Bundle(model, task, processor, config)
+
+
+def _head(backbone: Any) -> list[tuple[str, torch.Tensor]]:
+    """Weights of the head that start at random, if none are loaded."""
+    return [
+        (name, weight.detach())
+        for name, weight in backbone.named_parameters()
+        if weight.dim() > 1 and backbone.part_of(name) == "head"
+    ]
 
 
 def attach(recipe: Recipe, backbone: torch.nn.Module) -> TrimmedModel:

@@ -67,8 +67,6 @@ def _check_heads(controller: BudgetController, model: TrimmedModel) -> None:
     if controller.method != "solved":
         raise UserError("it goes with a solved threshold", where=where, hint="method: solved")
     heads = {name: trimmer for name, trimmer in model.sites.items() if Site.parse(name).kind != TOKEN}
-    if not heads:
-        raise UserError("there are no head trimmers", where=where, hint="false")
     for name, trimmer in heads.items():
         if not trimmer.shifts:
             raise UserError(

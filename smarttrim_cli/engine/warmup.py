@@ -89,7 +89,9 @@ class WarmStart:
     """The steps before training; ``Trainer.progress.warmup_step`` says how many are done."""
 
     def __init__(self, trainer: Trainer, settings: GuidanceWarmup) -> None:
-        self.trainer, self.settings, self.steps = trainer, settings, settings.steps
+        self.trainer, self.settings = trainer, settings
+        share = settings.steps < 1
+        self.steps = max(round(settings.steps * (trainer.total_steps if share else 1)), 1)
         onward = settings.saliency == "onward"
         self.losses = saliency.Warmup(settings.weight, settings.temperature, settings.smoothing, onward)
         self.hold = replace(self.losses, weight=settings.hold_weight) if settings.hold_weight else None

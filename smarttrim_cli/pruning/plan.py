@@ -12,15 +12,15 @@ from smarttrim_cli.pruning.sites import Architecture
 
 PROPORTIONS = {
     "token.vision": 1.0,
-    "token.text": 0.4,
-    "head.vision": 0.6,
-    "head.text": 0.6,
-    "cross_head.vision": 0.6,
-    "cross_head.text": 0.6,
-    "head.decoder": 0.6,
-    "cross_head.decoder": 0.6,
+    "token.text": 0.33,
+    "head.vision": 0.5,
+    "head.text": 0.5,
+    "cross_head.vision": 0.5,
+    "cross_head.text": 0.5,
+    "head.decoder": 0.5,
+    "cross_head.decoder": 0.5,
 }
-"""Relative sparsities when only a speed-up is given: image tokens are the most redundant."""
+"""Relative sparsities when only a speed-up is given, those of the study: image tokens are most redundant."""
 
 _MOST = 0.95
 

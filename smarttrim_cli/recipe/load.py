@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.recipe import presets
 from smarttrim_cli.recipe.plugins import check_plugins, resolved_dict
 from smarttrim_cli.recipe.problems import check
 from smarttrim_cli.recipe.schema import Recipe
@@ -42,11 +43,23 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         RecipeError: Its content is wrong: every problem with its file and line, or its override.
     """
     source = read_source(find_recipe(path_or_name))
-    apply_overrides(source, overrides)
+    _apply(source, overrides)
     problems = {*source.problems, *check(Recipe, source.data, source), *check_plugins(source)}
     if problems:
         raise RecipeError(sorted(problems))
     return Recipe.model_validate(source.data)
+
+
+def _apply(source: Source, overrides: Sequence[str]) -> None:
+    """Overrides in their order; a preset among them replaces the file's, and what it says of the method."""
+    given = [number for number, text in enumerate(overrides) if text.partition("=")[0].strip() == presets.KEY]
+    last = given[-1] + 1 if given else 0
+    apply_overrides(source, overrides[:last])
+    if given:
+        presets.impose(source, source.place((presets.KEY,)))
+    apply_overrides(source, overrides[last:], first=last)
+    if presets.KEY in source.data:
+        presets.complete(source)
 
 
 def load_options(model: type[BaseModel], overrides: Sequence[str]) -> Any:

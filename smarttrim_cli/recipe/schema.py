@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validat
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+PRESETS = ("paper", "guided")
 
 
 class Section(BaseModel):
@@ -244,8 +245,10 @@ class GuidanceWarmup(Section):
         "Only for a model that knows its task: what one with a new head looks at is no guide; "
         "with strategy.curriculum.start_ratio it learns the task first.",
     )
-    steps: Count = Field(
-        400, description="Optimizer steps, in addition to those of train; right before the first that trims."
+    steps: Positive = Field(
+        400,
+        description="Optimizer steps, in addition to those of train; right before the first that trims. "
+        "Below 1: share of those of train.",
     )
     learning_rate: Positive = Field(
         5e-3,
@@ -384,6 +387,11 @@ class Recipe(Section):
     description: str = Field("", description="What the recipe is for, in a line.")
     output_dir: str = Field(description="Run directory.", min_length=1)
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of everything random.")
+    preset: Literal["paper", "guided"] = Field(
+        "paper",
+        description="Method whose settings hold where the recipe gives none: SmartTrim as published, or "
+        "ours (see above).",
+    )
     backbone: Plugin = Field(description="The host model.")
     task: Plugin = Field(description="The task and its data.")
     pruning: Pruning | None = Field(None, description="Trimming; null: plain fine-tuning.")

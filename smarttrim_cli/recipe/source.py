@@ -132,9 +132,15 @@ def read_source(path: Path) -> Source:
     return Source(data, {(): Place(0, f"{path}:1"), **builder.places}, builder.problems)
 
 
-def apply_overrides(source: Source, overrides: Sequence[str]) -> None:
-    """Set ``key=value`` pairs, in place; what is wrong with them is added to the source's problems."""
-    for number, override in enumerate(overrides):
+def apply_overrides(source: Source, overrides: Sequence[str], first: int = 0) -> None:
+    """Set ``key=value`` pairs, in place; what is wrong with them is added to the source's problems.
+
+    Args:
+        source: The recipe.
+        overrides: In their order.
+        first: How many came before.
+    """
+    for number, override in enumerate(overrides, start=first):
         where = f'override "{override}"'
         place = Place(_AFTER_ALL_FILES + number, where)
         key, equals, text = override.partition("=")

@@ -124,7 +124,6 @@ def test_both_methods_move_the_threshold() -> None:
             "strategy.budget_controller.hold_heads",
             "solved threshold",
         ),
-        ("strategy.budget_controller.hold_heads=true", "strategy.budget_controller.hold_heads", "no head"),
     ],
 )
 def test_without_straight_through_something_else_has_to_teach(

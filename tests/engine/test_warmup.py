@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from smarttrim_cli.engine.build import build
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.inference import batches
 from smarttrim_cli.engine.trainer import Trainer
@@ -288,3 +289,32 @@ def test_with_other_switches(overrides: tuple[str, ...], tmp_path: Path) -> None
     result = finetune(tiny_recipe(tmp_path, *WARM, *overrides))
     rows = metrics(tmp_path / "run")
     assert result["calibration"]["reached"] and 0 < rows[2]["guidance"] < 1
+
+
+def test_the_guided_preset_runs(tmp_path: Path) -> None:
+    """A warm start of a share of the steps; heads pruned for all, by the answer's gradient."""
+    recipe = tiny_recipe(tmp_path, "preset=guided", *WARM[1:], "train.max_steps=20", "train.save_steps=null")
+    result = finetune(recipe)
+    assert result["warmup_steps"] == 3 and result["steps"] == 20
+    assert result["calibration"]["reached"]
+    config = json.loads((tmp_path / "run/model/config.json").read_text(encoding="utf-8"))
+    assert config["trimmers"]["head"]["name"] == "saliency_head"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [((), True), (("strategy.curriculum.start_ratio=0.4",), False), (("preset=paper",), False)],
+)
+def test_a_head_that_knows_nothing_is_no_guide(
+    overrides: tuple[str, ...], told: bool, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    build(tiny_recipe(tmp_path, *WARM, *overrides), said.append)
+    assert any("the head is new" in line for line in said) is told
+
+
+def test_a_model_of_the_task_is_a_guide(warm: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    start = f"backbone={{name: meter, checkpoint: '{warm / 'model'}'}}"
+    build(tiny_recipe(tmp_path, *WARM, start), said.append)
+    assert not any("the head is new" in line for line in said)
