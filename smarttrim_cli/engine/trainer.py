@@ -85,7 +85,9 @@ class Trainer:
         task = bundle.task
         teaching = teaching_of(recipe, bundle, reporter.message)
         parts = (bundle.model, task.loss, task.logits, _weights(recipe), auxiliary)
-        self.objective = Objective(*parts) if teaching is None else TaughtObjective(teaching, *parts)
+        self.objective = (
+            Objective(*parts, work=plan.tokens) if teaching is None else TaughtObjective(teaching, *parts)
+        )
         self.dataset = bundle.task.dataset(bundle.task.split_name("train"), bundle.processor, training=True)
         self.samples_per_step = (
             train.per_device_train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes

@@ -6,7 +6,7 @@ Groups are per modality and kind: ``token.vision``, ``token.text``, ``head.*``, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -161,6 +161,8 @@ class Objective(nn.Module):
         logits: Maps them to the distributions (n, C) that self-distillation compares.
         weights: Weights of the terms.
         auxiliary: Further loss for training from scratch; gets the batch and the progress in [0, 1].
+        work: What a decoder does for an instance at inference, by the names of ``Decisions.work``; budgets
+            are in terms of this. In training it reads given texts, which costs something else.
     """
 
     def __init__(
@@ -170,6 +172,7 @@ class Objective(nn.Module):
         logits: Callable[[Any, Any], Tensor],
         weights: Weights,
         auxiliary: nn.Module | None = None,
+        work: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -179,6 +182,7 @@ class Objective(nn.Module):
         self.logits = logits
         self.weights = weights
         self.auxiliary = auxiliary
+        self.work = dict(work or {})
         self.heads = {
             name: sites_heads(model, Site.parse(name))
             for name in model.sites
@@ -202,7 +206,7 @@ class Objective(nn.Module):
         kept = {group: value_B.mean() for group, value_B in kept.items()}
         on_macs = self.weights.cost_on == "macs"
         with torch.set_grad_enabled(on_macs and torch.is_grad_enabled()):  # else it is only logged
-            ratio = macs_ratio(self.model, forward.decisions)
+            ratio = macs_ratio(self.model, self._at_inference(forward.decisions))
         w = self.weights
         if on_macs:
             cost = macs_loss(ratio, target.macs, w.cost_one_sided)
@@ -217,11 +221,20 @@ class Objective(nn.Module):
             terms["guidance"] = guidance
         log = terms | {f"kept/{group}": value for group, value in kept.items()}
         if target.solve:
-            log["threshold"] = solved_threshold(self.model, forward.decisions, target.macs)
+            decisions = self._at_inference(forward.decisions)
+            log["threshold"] = solved_threshold(self.model, decisions, target.macs)
         if target.hold_heads:
             levels = head_levels(forward.decisions, target.kept)
             log |= {f"level/{group}": level for group, level in levels.items()}
         return {"loss": loss, **{name: value.detach() for name, value in log.items()}}
+
+    def _at_inference(self, decisions: Decisions) -> Decisions:
+        """Decisions with the work that a decoder would do at inference."""
+        work = {
+            name: torch.full_like(amount_B, self.work[name]) if name in self.work else amount_B
+            for name, amount_B in decisions.work.items()
+        }
+        return replace(decisions, work=work)
 
     def _warm_up(self, batch: Any, settings: Warmup) -> dict[str, Tensor]:
         """Losses of the warm start: the task's, and the mean divergence of the scores from saliency."""

@@ -18,6 +18,8 @@ from smarttrim_cli.forms import GENERATES, Decoding, Form
 from smarttrim_cli.pruning.context import Sampling
 from smarttrim_cli.pruning.cost import double_counts, full_counts, instance_macs, total_macs
 from smarttrim_cli.pruning.model import TrimmedModel
+from smarttrim_cli.pruning.objective import Objective, Target, Weights
+from smarttrim_cli.tasks.base import Batch
 from tests import tiny
 
 OPTIONS = tiny.BACKBONES["blip"]["plain"]
@@ -124,6 +126,34 @@ def test_predicted_work_is_what_a_pass_notes(form: str) -> None:
     assert predicted["decoder.in"] == 3 * (prompt + 3) and predicted["decoder.row_calls"] == 3 * 4
     for name, number in predicted.items():
         assert float(noted[name]) == number, name
+
+
+@pytest.mark.parametrize("solve", [True, False])
+def test_budgets_of_training_are_those_of_writing(solve: bool) -> None:
+    """Training reads whole captions, which costs a decoder something else than writing them."""
+    model = attach(host("captioning", Decoding(num_beams=3, max_length=7, min_length=7)))
+    inputs = tiny.ragged_inputs(model.backbone)
+    with torch.no_grad():
+        written = model(tiny.as_writing(model.backbone, inputs), "packed").decisions
+    trimmed_B, full_B = instance_macs(model, written)
+    ratio = (trimmed_B.mean() / full_B.mean()).item()
+
+    def loss(output: Tensor, batch: Any) -> Tensor:
+        return output.float().mean()
+
+    work = model.backbone.token_counts(9)
+    objective = Objective(
+        model, loss, lambda output, batch: output.flatten(0, -2), Weights(distillation=0.0), work=work
+    )
+    batch = Batch(inputs, torch.arange(len(tiny.LENGTHS)), {})
+    found = objective(batch, Target(dict.fromkeys(model.groups, 0.5), ratio, Sampling(1.0, 0.0), solve), 0.0)
+    assert found["macs_ratio"].item() == pytest.approx(ratio, rel=1e-4)
+    if solve:
+        with torch.no_grad(), model.at_threshold(float(found["threshold"])):
+            trimmed_B, _ = instance_macs(
+                model, model(tiny.as_writing(model.backbone, inputs), "packed").decisions
+            )
+        assert (trimmed_B.mean() / full_B.mean()).item() == pytest.approx(ratio, rel=0.05)
 
 
 PUBLISHED = [
