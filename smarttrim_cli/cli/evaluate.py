@@ -52,6 +52,7 @@ def evaluate(
     target, overrides = split_target(arguments)
     requirements = parse_requirements(require)
     check_output(output)
+    from smarttrim_cli.engine.devices import first_process
     from smarttrim_cli.engine.evaluate import evaluate as run
 
     result = run(
@@ -65,5 +66,7 @@ def evaluate(
         submission_out=submission_out,
         reporter=console,
     )
+    if not first_process():
+        return
     deliver(console, result, render.comparison(result), as_json=as_json, output=output)
     enforce(requirements, result)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from smarttrim_cli.engine.artifact import Bundle, build_task, load_model
 from smarttrim_cli.engine.baselines import baseline_trimmers, evaluate_baseline
 from smarttrim_cli.engine.build import section_of
-from smarttrim_cli.engine.devices import best_device
 from smarttrim_cli.engine.files import check_writable, finite, write_json, write_text
 from smarttrim_cli.engine.inference import Predictions, batches, make_ready, predict
 from smarttrim_cli.engine.relevance import watch
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import find_subject, require_model
 from smarttrim_cli.engine.scores import as_published, collapse_warning, paired, per_pair, score_summary
+from smarttrim_cli.engine.sharing import share_of_this_process
 from smarttrim_cli.recipe import Recipe
 from smarttrim_cli.tasks.base import Record, Task
 from smarttrim_cli.tasks.records import read_records
@@ -52,7 +53,8 @@ def evaluate(
         ``metric`` (name of the main one); ``full`` and ``trimmed`` with score, standard error, scores by type
         and GMACs; ``difference`` (trimmed minus full, paired, 95 % interval); ``speedup.macs``;
         ``baselines``; ``split`` and ``count``. On scenes also ``relevance``, ``relevance_patches`` and
-        ``difficulty`` (:mod:`.relevance`).
+        ``difficulty`` (:mod:`.relevance`). Of several processes (``torchrun``) each runs its part of the
+        split; all but the first return nothing, and write nothing.
     """
     reporter = reporter or SilentReporter()
     check_writable(predictions_out, "--predictions-out")
@@ -62,17 +64,29 @@ def evaluate(
     if from_predictions is not None:
         return _rescore(recipe, from_predictions, split, reporter)
     run = require_model(subject, target)
+    share = share_of_this_process()
+    if not share.first:
+        reporter = SilentReporter()
     bundle = load_model(run.model, section_of(recipe.task), reporter.message)
-    make_ready(bundle.model, best_device())
+    if getattr(bundle.task, "two_stage", False):  # every text with every image: there are no parts
+        if not share.first:
+            return {}
+        share = replace(share, count=1)
+    make_ready(bundle.model, share.device)
     for baseline in baselines if bundle.model.sites else ():
         baseline_trimmers(bundle.model, baseline)
     name = bundle.task.split_name(split or recipe.evaluate.split)
     limit = max_instances or recipe.evaluate.max_instances
-    loader = batches(bundle, name, recipe.evaluate.batch_size, limit, recipe.train.dataloader_num_workers)
+    workers = recipe.train.dataloader_num_workers
+    loader = batches(bundle, name, recipe.evaluate.batch_size, limit, workers, share)
     modes = ("full", "packed") if bundle.model.sites else ("full",)
     truth = watch(bundle, name)
     seen = None if truth is None else truth.add
-    results = predict(bundle, loader, modes, reporter, f"evaluating on {name}", seen)
+    results = predict(bundle, loader, modes, reporter, f"evaluating on {name}", seen, share)
+    if truth is not None:
+        truth.join(share)
+    if not share.first:
+        return {}
     report = _report(bundle, results, name) | ({} if truth is None else truth.report(results["packed"]))
     _write(bundle.task, results, predictions_out, submission_out)
     _warn(report, results, reporter)

@@ -12,6 +12,7 @@ from smarttrim_cli.engine.costs import CostLog, add_counts
 from smarttrim_cli.engine.devices import keep_freed_memory
 from smarttrim_cli.engine.loading import Loader
 from smarttrim_cli.engine.report import Reporter
+from smarttrim_cli.engine.sharing import Share
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.context import ForwardContext
 from smarttrim_cli.pruning.cost import double_counts
@@ -58,10 +59,16 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def batches(
-    bundle: Bundle, split: str, batch_size: int, limit: int | None = None, workers: int = 0
+    bundle: Bundle,
+    split: str,
+    batch_size: int,
+    limit: int | None = None,
+    workers: int = 0,
+    share: Share | None = None,
 ) -> Loader:
-    """Batches of a split, in order."""
+    """Batches of a split, in order; of a share, if there is one."""
     dataset = bundle.task.dataset(split, bundle.processor, limit=limit)
+    dataset = dataset if share is None else share.part(dataset)
     return Loader(
         dataset, bundle.task, bundle.processor, skip_empty=True, batch_size=batch_size, num_workers=workers
     )
@@ -99,10 +106,12 @@ def predict(
     reporter: Reporter,
     label: str,
     seen: Callable[[Batch, ForwardContext], None] | None = None,
+    share: Share | None = None,
 ) -> dict[str, Predictions]:
     """Run one or more modes over the same batches; the model should be in evaluation mode.
 
-    ``seen`` is called with every batch that was trimmed (not of tasks in two stages).
+    ``seen`` is called with every batch that was trimmed (not of tasks in two stages). With a ``share`` the
+    loader has that part of the split, and every process gets the results of all.
 
     Raises:
         UserError: No instance can be used.
@@ -126,8 +135,11 @@ def predict(
                     if seen is not None:
                         seen(batch, forward.context)
             tracker.update(number)
-    for mode, result in results.items():
-        logs[mode].flush()
+    for log in logs.values():
+        log.flush()
+    if share is not None:
+        results, expected = _joined(share.gathered(results)), sum(share.gathered(expected))
+    for result in results.values():
         result.skipped = expected - len(result.records)
         if not result.records:
             raise UserError(f"none of the {expected} instances can be used: their images are broken")
@@ -136,6 +148,27 @@ def predict(
             result.macs, result.full_macs = (summed(v, owners) for v in (result.macs, result.full_macs))
         result.records = bundle.task.finish(result.records)
     return results
+
+
+def _joined(parts: Sequence[dict[str, Predictions]]) -> dict[str, Predictions]:
+    """The results of parts of a split as those of the whole."""
+    return {mode: join_predictions([part[mode] for part in parts]) for mode in parts[0]}
+
+
+def join_predictions(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions of several parts of a split as one; before anything is finished."""
+    whole = Predictions()
+    for part in parts:
+        whole.records += part.records
+        whole.macs += part.macs
+        whole.full_macs += part.full_macs
+        whole.published += part.published
+        for sums, own in ((whole.parts, part.parts), (whole.full_parts, part.full_parts)):
+            for name, value in own.items():
+                sums[name] = sums.get(name, 0.0) + value
+        for group, values in part.kept.items():
+            whole.kept.setdefault(group, []).extend(values)
+    return whole
 
 
 def summed(values: Sequence[float], owners: Sequence[Hashable]) -> list[float]:

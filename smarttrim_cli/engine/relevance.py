@@ -24,6 +24,7 @@ from smarttrim_cli.data.samples import EntailmentSample, Sample, SampleId, State
 from smarttrim_cli.data.scenes.truth import Box, SceneTruth, read_truth
 from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.inference import Predictions
+from smarttrim_cli.engine.sharing import Share
 from smarttrim_cli.metrics.stats import rank_correlation
 from smarttrim_cli.pruning.context import ForwardContext
 from smarttrim_cli.pruning.decisions import keep_grid
@@ -79,6 +80,18 @@ class TruthLog:
             share_BC = (classes_BCN & keep_BN[:, None]).sum(-1) / number_BC.clamp(min=1)
             layer = name.rpartition(".")[0]
             self.kept[layer] = self.kept.get(layer, torch.zeros(3)) + share_BC.where(present_BC, 0.0).sum(0)
+
+    def join(self, share: Share) -> None:
+        """Add what the other processes have noted; every one has to ask."""
+        mine = (self.kept, self.shown, self.counts, self.objects, self.steps)
+        self.kept, self.objects, self.steps = {}, [], []
+        self.shown, self.counts = torch.zeros(3), torch.zeros(3)
+        for kept, shown, counts, objects, steps in share.gathered(mine):
+            for layer, sums in kept.items():
+                self.kept[layer] = self.kept.get(layer, torch.zeros(3)) + sums
+            self.shown, self.counts = self.shown + shown, self.counts + counts
+            self.objects += objects
+            self.steps += steps
 
     def report(self, trimmed: Predictions) -> dict[str, Any]:
         """``relevance``, ``relevance_patches`` and ``difficulty`` of the evaluation's report."""

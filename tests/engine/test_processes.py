@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from smarttrim_cli.cli.app import app
 from smarttrim_cli.engine.devices import several_on_cpu
+from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.runs import Run
+from smarttrim_cli.engine.sharing import Share
 from tests.engine.test_steering import GUIDED
 from tests.engine.tiny_run import metrics
 
@@ -29,26 +35,81 @@ assert torch.distributed.get_world_size() == 2
 """
 
 
-def test_torchrun_without_a_gpu(tmp_path: Path) -> None:
-    """With all that is done between processes: solved threshold, guidance, shift of the warm start."""
-    script = tmp_path / "run.py"
-    script.write_text(_SCRIPT, encoding="utf-8")
+def launched(*arguments: str, where: Path) -> str:
+    """What two processes say on standard output."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*launch, str(script), str(tmp_path)],
+        [*launch, *arguments],
         env={**os.environ, **own},
-        cwd=tmp_path,
+        cwd=where,
         capture_output=True,
         text=True,
         timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_torchrun_without_a_gpu(tmp_path: Path) -> None:
+    """With all that is done between processes: solved threshold, guidance, shift of the warm start."""
+    script = tmp_path / "run.py"
+    script.write_text(_SCRIPT, encoding="utf-8")
+    launched(str(script), str(tmp_path), where=tmp_path)
     rows = [row for row in metrics(tmp_path / "run") if "macs_ratio" in row]
     assert len(rows) == len({row["step"] for row in rows}), "each step is logged once"
     assert rows[-1]["step"] == 12 and abs(rows[-1]["macs_ratio"] - 1 / 1.4) < 0.1
     assert Run(tmp_path / "run").summary()["steps"] == 12
+
+
+def test_processes_evaluate_their_parts(trained: Path, tmp_path: Path) -> None:
+    """The report is that of one process, whose batches are others."""
+    shutil.copytree(trained, tmp_path / "run")
+    said = launched(
+        *("-m", "smarttrim_cli", "evaluate", str(tmp_path / "run"), "evaluate.batch_size=4", "--json"),
+        *("--baseline", "random", "--predictions-out", str(tmp_path / "two.jsonl")),
+        where=tmp_path,
+    )
+    two = json.loads(said)
+    one = evaluate(
+        str(tmp_path / "run"),
+        overrides=["evaluate.batch_size=4"],
+        baselines=["random"],
+        predictions_out=tmp_path / "one.jsonl",
+    )
+    assert two == approximately(json.loads(json.dumps(one)))
+    assert {"relevance", "difficulty", "baselines"} <= two.keys()
+    ids = [
+        [json.loads(line)["id"] for line in (tmp_path / file).open()] for file in ("one.jsonl", "two.jsonl")
+    ]
+    assert ids[0] == ids[1] and len(ids[0]) == two["count"]
+
+
+def approximately(value: Any) -> Any:
+    """Numbers up to rounding, at any depth."""
+    if isinstance(value, dict):
+        return {key: approximately(inner) for key, inner in value.items()}
+    return pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
+
+
+def test_a_share_is_a_part_in_order() -> None:
+    dataset: Any = list(range(7))
+    parts = [list(Share(rank, 3, torch.device("cpu")).part(dataset)) for rank in range(3)]
+    assert parts == [[0, 1], [2, 3], [4, 5, 6]]
+    assert list(Share(0, 1, torch.device("cpu")).part(dataset)) == dataset
+    assert [len(list(Share(rank, 9, torch.device("cpu")).part(dataset))) for rank in range(9)].count(0) == 2
+
+
+def test_what_is_not_in_parts_is_run_by_the_first(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
+    """Tasks in two stages; the others have nothing to do, and say nothing."""
+    monkeypatch.setattr(
+        "smarttrim_cli.engine.evaluate.share_of_this_process", lambda: Share(1, 2, torch.device("cpu"))
+    )
+    monkeypatch.setattr("smarttrim_cli.tasks.vqa.VqaTask.two_stage", True, raising=False)
+    before = (trained / "summary.json").read_bytes()
+    assert evaluate(str(trained)) == {}
+    assert (trained / "summary.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(("rank", "said"), [("0", True), ("1", False)])
