@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from smarttrim_cli.engine.artifact import Bundle, TrimmerConfig, build_backbone,
 from smarttrim_cli.engine.starting import FOLDER, Start, backbone_section, load_start, start_of
 from smarttrim_cli.engine.student import apart, student_of
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.forms import Form
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.plan import PROPORTIONS, Plan, make_plan
 from smarttrim_cli.recipe import Plugin, Pruning, Recipe
@@ -42,7 +44,8 @@ def build(recipe: Recipe, log: Any) -> Bundle:
     section, keep = apart(backbone_section(section_of(recipe.backbone), start), start)
     processor = _processor(section, start, task)
     section = registry.load("backbones", section["name"]).fit_to_tokenizer(section, processor.tokenizer)
-    backbone = build_backbone(section, task.form)
+    form = _with_length_of_texts(task, processor)
+    backbone = build_backbone(section, form)
     head = {name: weight.clone() for name, weight in _head(backbone)}
     load_start(section["name"], backbone, start, log)
     warmup, waits = recipe.strategy.guidance_warmup.enabled, recipe.strategy.curriculum.start_ratio > 0
@@ -57,7 +60,7 @@ def build(recipe: Recipe, log: Any) -> Bundle:
     config = {
         "backbone": section,
         "task": section_of(recipe.task),
-        "form": task.form.to_dict(),
+        "form": form.to_dict(),
         "trimmers": vars(trimmer_config(recipe.pruning)),
     }
     return Bundle(model, task, processor, config)
@@ -177,11 +180,31 @@ def _refuse_missing_groups(removed: dict[str, float], model: TrimmedModel) -> No
         )
 
 
-def mean_text_tokens(bundle: Bundle, most: int = 500) -> float:
+def mean_text_tokens(bundle: Bundle) -> float:
     """Mean number of text tokens of a training instance, special ones included."""
     texts = bundle.task.questions(bundle.task.split_name("train"))
     if not texts:  # what the backbone reads is always the same
         return float(bundle.task.form.text_tokens)
+    return _mean_length(texts, bundle.processor)
+
+
+def _with_length_of_texts(task: Task, processor: Processor) -> Form:
+    """A task's form; where captions are written, in as many steps as those of the training data and one more.
+
+    A caption takes a step per token and one for its end; other beams go on for a while after the first one
+    that has ended.
+    """
+    written = getattr(task, "written", None)
+    texts = written(task.split_name("train")) if written else []
+    if not texts or task.form.decoding is None:
+        return task.form
+    steps = _mean_length(texts, processor)  # the start token is none, for the one more
+    most = task.form.decoding.max_length - task.form.prompt_tokens
+    return replace(task.form, new_tokens=round(min(steps, most), 1))
+
+
+def _mean_length(texts: Sequence[str], processor: Processor, most: int = 500) -> float:
+    """Mean number of tokens, special ones included, over at most about so many texts."""
     chosen = texts[:: max(len(texts) // most, 1)]
-    encoded = bundle.processor.tokenizer(chosen, truncation=True, max_length=bundle.processor.max_text_length)
+    encoded = processor.tokenizer(chosen, truncation=True, max_length=processor.max_text_length)
     return sum(len(ids) for ids in encoded["input_ids"]) / len(chosen)

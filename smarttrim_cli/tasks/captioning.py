@@ -32,11 +32,8 @@ from smarttrim_cli.tasks._task import DataTask, check_number_of_images, need_sty
 from smarttrim_cli.tasks.base import Batch, Record
 
 FORM = "captioning"
-_SHARE_OF_STEPS = 0.95
-"""Steps of a caption over those that ``max_length`` allows; the paper's 246.3 GMACs stand for 15.2 of 16.
-
-Beams go on after the first caption has ended, so the length of captions says little about steps.
-"""
+_MEAN_STEPS = 15.2
+"""Steps that the paper's 246.3 GMACs stand for: about 19 tokens with the prompt, a mean over captions."""
 
 
 class Options(DataOptions):
@@ -79,8 +76,7 @@ class CaptioningTask(DataTask):
         o = self.options
         prompt = len(o.prompt.split()) + 1
         decoding = Decoding(o.num_beams, o.max_length, o.min_length)
-        steps = round(_SHARE_OF_STEPS * (o.max_length - prompt), 2)
-        return Form(FORM, text_tokens=prompt, prompt_tokens=prompt, new_tokens=steps, decoding=decoding)
+        return Form(FORM, text_tokens=prompt, prompt_tokens=prompt, new_tokens=_MEAN_STEPS, decoding=decoding)
 
     # --- data ---
 
@@ -91,6 +87,10 @@ class CaptioningTask(DataTask):
     def questions(self, split: str) -> list[str]:
         """None: the backbone reads the same prompt for every image."""
         return []
+
+    def written(self, split: str) -> list[str]:
+        """What the backbone is to write, behind the prompt: all captions."""
+        return [self.clean(caption) for sample in self.samples(split) for caption in sample.captions]
 
     def _prompted(self, caption: str) -> str:
         return str(self.options.prompt) + self.clean(caption)

@@ -23,6 +23,10 @@ BLIP = (
     f"vision: {{config: {{patch_size: 8, {_SIZES}}}}}, "
     f"text: {{config: {{max_position_embeddings: 30, {_SIZES}}}}}"
 )
+SMALL = (
+    "image_size: 32, grid: 3, cell_size: 10, object_sizes: [7, 9], max_objects: 6, "
+    "num_images: {train: 16, calibration: 8, val: 8, test: 8}"
+)
 
 
 def quiet(text: str) -> None:
@@ -104,3 +108,19 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
     file.write_text("hello", encoding="utf-8")
     with pytest.raises(UserError, match="not a checkpoint"):
         build(tiny_recipe(tmp_path, f"backbone.checkpoint={file}"), quiet)
+
+
+@pytest.mark.parametrize(("longest", "bounded"), [(30, False), (8, True)])
+def test_captions_are_expected_to_be_as_long_as_those_of_the_data(
+    longest: int, bounded: bool, tmp_path: Path
+) -> None:
+    task = f"task={{name: captioning, max_length: {longest}, min_length: 2, data: {{name: scenes, {SMALL}}}}}"
+    bundle = build(tiny_recipe(tmp_path, f"backbone={{{BLIP}}}", task, "pruning.target_sparsity=null"), quiet)
+    texts = bundle.task.written("train")  # type: ignore[attr-defined]
+    read = bundle.processor.tokenizer(texts, truncation=True, max_length=20)["input_ids"]
+    words = sum(len(ids) for ids in read) / len(texts)
+    form = bundle.model.backbone.form
+    assert form.new_tokens == pytest.approx(longest - form.prompt_tokens if bounded else words, abs=0.06)
+    assert bundle.config["form"]["new_tokens"] == form.new_tokens
+    start = bundle.model.backbone.token_counts(form.text_tokens)
+    assert start["decoder.row_calls"] == pytest.approx(3 * form.new_tokens)

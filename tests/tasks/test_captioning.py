@@ -65,8 +65,6 @@ def test_form_is_that_of_the_official_blip(task: CaptioningTask) -> None:
     assert (form.name, form.text_tokens, form.prompt_tokens, form.new_tokens) == ("captioning", 4, 4, 15.2)
     assert decoding is not None and not decoding.rank
     assert (decoding.num_beams, decoding.max_length, decoding.min_length) == (3, 20, 5)
-    longer = build(task.options.model_copy(update={"max_length": 40}), print, "generates")
-    assert longer.form.new_tokens == pytest.approx(15.2 * 36 / 16, abs=0.01)
 
 
 def test_training_has_an_item_per_caption(task: CaptioningTask, words: Processor) -> None:
