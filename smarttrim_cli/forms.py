@@ -8,7 +8,7 @@ of images and texts first, then matches) or ``generates`` text.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -95,6 +95,12 @@ class Form:
     def steps_of(self, index: int) -> int:
         """Decoding steps of the ``index``-th of a row of instances whose mean is ``new_tokens``."""
         return math.floor(self.new_tokens * (index + 1)) - math.floor(self.new_tokens * index)
+
+    def with_steps(self, steps: float) -> Form:
+        """This form with another mean number of decoding steps, at most as many as its decoding allows."""
+        if self.decoding is not None:
+            steps = min(steps, self.decoding.max_length - self.prompt_tokens)
+        return replace(self, new_tokens=steps)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for ``config.json``."""

@@ -200,7 +200,8 @@ def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log:
             where="task.name",
         )
     task.prepare_labels(folder)
-    backbone = build_backbone(config["backbone"], dataclasses.replace(task.form, num_labels=form.num_labels))
+    as_stored = dataclasses.replace(task.form, num_labels=form.num_labels).with_steps(form.new_tokens)
+    backbone = build_backbone(config["backbone"], as_stored)
     load_into(backbone, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
     trimmer_config = TrimmerConfig(**config["trimmers"])
     model = TrimmedModel(backbone, trimmers_for(backbone, trimmer_config))

@@ -196,11 +196,10 @@ def _with_length_of_texts(task: Task, processor: Processor) -> Form:
     """
     written = getattr(task, "written", None)
     texts = written(task.split_name("train")) if written else []
-    if not texts or task.form.decoding is None:
+    if not texts:
         return task.form
     steps = _mean_length(texts, processor)  # the start token is none, for the one more
-    most = task.form.decoding.max_length - task.form.prompt_tokens
-    return replace(task.form, new_tokens=round(min(steps, most), 1))
+    return task.form.with_steps(round(steps, 1))
 
 
 def _mean_length(texts: Sequence[str], processor: Processor, most: int = 500) -> float:

@@ -10,7 +10,7 @@ import torch
 from transformers import BlipConfig, BlipForQuestionAnswering
 
 from smarttrim_cli import registry
-from smarttrim_cli.engine.artifact import save_model
+from smarttrim_cli.engine.artifact import load_model, save_model
 from smarttrim_cli.engine.build import build
 from smarttrim_cli.errors import UserError
 from tests import tiny
@@ -122,5 +122,7 @@ def test_captions_are_expected_to_be_as_long_as_those_of_the_data(
     form = bundle.model.backbone.form
     assert form.new_tokens == pytest.approx(longest - form.prompt_tokens if bounded else words, abs=0.06)
     assert bundle.config["form"]["new_tokens"] == form.new_tokens
+    save_model(tmp_path, bundle)
+    assert load_model(tmp_path, log=quiet).model.backbone.form == form
     start = bundle.model.backbone.token_counts(form.text_tokens)
     assert start["decoder.row_calls"] == pytest.approx(3 * form.new_tokens)
