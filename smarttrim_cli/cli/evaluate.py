@@ -66,7 +66,7 @@ def evaluate(
         submission_out=submission_out,
         reporter=console,
     )
-    if not first_process():
+    if not first_process() or not result:  # another process has it
         return
     deliver(console, result, render.comparison(result), as_json=as_json, output=output)
     enforce(requirements, result)

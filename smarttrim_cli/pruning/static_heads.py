@@ -44,9 +44,7 @@ class StaticHeads:
             linear: The whole layer.
             cut: Takes the part out, given the layer and the heads' numbers.
         """
-        traced = (
-            torch.jit.is_tracing() or torch.compiler.is_compiling()
-        )  # what is made then is not to be kept
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # what is made then is not kept
         if traced or (torch.is_grad_enabled() and linear.weight.requires_grad):
             return F.linear(x, *cut(linear, self.index_h))
         versions = version_of(linear.weight), None if linear.bias is None else version_of(linear.bias)

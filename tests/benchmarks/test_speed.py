@@ -27,6 +27,7 @@ def test_latency(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert rows["1.5x"]["promise"] == pytest.approx(rows["1.5x"]["speedup"] / rows["1.5x"]["macs"])
     assert set(found["oracle"]) == {"1.3x", "1.3x, static heads", "1.5x", "1.5x, static heads"}
     of_one = found["oracle"]["1.5x"]
+    assert of_one["macs"] == pytest.approx(rows["1.5x"]["macs"], rel=0.3)
     assert of_one["ours_over_oracle"] > 0
     assert of_one["oracle_promise"] > 0
     assert list(found["growth"]["sparsity"]) == ["0.0", "0.2"]

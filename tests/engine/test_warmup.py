@@ -301,6 +301,15 @@ def test_the_guided_preset_runs(tmp_path: Path) -> None:
     assert config["trimmers"]["head"]["name"] == "saliency_head"
 
 
+def test_the_guided_preset_trims_tokens_alone_where_heads_are_left_out(tmp_path: Path) -> None:
+    """There are no heads to hold then."""
+    tokens = ("pruning.head_trimmer=null", "train.max_steps=20", "train.save_steps=null")
+    result = finetune(tiny_recipe(tmp_path, "preset=guided", *WARM[1:], *tokens))
+    assert result["calibration"]["reached"]
+    config = json.loads((tmp_path / "run/model/config.json").read_text(encoding="utf-8"))
+    assert config["trimmers"]["groups"] and all(g.startswith("token") for g in config["trimmers"]["groups"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [((), True), (("strategy.curriculum.start_ratio=0.4",), False), (("preset=paper",), False)],

@@ -18,7 +18,6 @@ from smarttrim_cli.recipe.schema import PRESETS, Pruning, Strategy
 from smarttrim_cli.recipe.source import KeyPath, Place, Source, read_source
 
 KEY = "preset"
-_SECTIONS: dict[str, Any] = {"pruning": Pruning, "strategy": Strategy}
 _FOLDER = Path(__file__).parent
 
 
