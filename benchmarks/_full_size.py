@@ -124,7 +124,7 @@ def trimmed_model(
         tokens = backbone.token_counts(TEXT_TOKENS)
         sparsity = recipe.pruning.target_sparsity.groups()
         plan = make_plan(model.architecture, model.sites, model.groups, tokens, sparsity, speedup)
-        counts = planned_counts(model.architecture, tokens, plan.kept)
+        counts = planned_counts(model.architecture, tokens, plan.kept, model.sites)
         rank_at_random(model, plan.kept)
     fit_biases(model, counts, fit_on)
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 RECIPE = """\
 output_dir: runs/example
@@ -23,6 +25,13 @@ pruning:
   head_trimmer: null
 train: {max_steps: 10}
 """
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where tests run side by side (``pytest -n 2``), every process takes its share of the cores."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        torch.set_num_threads(max((os.cpu_count() or 1) // workers, 1))
 
 
 @pytest.fixture

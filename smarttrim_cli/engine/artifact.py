@@ -151,7 +151,7 @@ def trimmers_for(backbone: nn.Module, config: TrimmerConfig) -> dict[str, Trimme
             )
         options = registry.options("trimmers", section)
 
-        def build(site: SiteInfo) -> Trimmer:
+        def build(site: SiteInfo) -> Trimmer | None:
             return plugin.build(options, site)  # type: ignore[no-any-return]
 
         return build

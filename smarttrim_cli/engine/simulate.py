@@ -36,7 +36,10 @@ def simulated_trimmers(
             continue
         kind = "random_token" if Site.parse(name).kind == TOKEN else "random_head"
         plugin = registry.load("trimmers", kind)
-        random = plugin.build(plugin.Options(), site_info(architecture, Site.parse(name)))
+        options = plugin.Options()
+        if kind == "random_token":
+            options.every = (config.token or {}).get("every", 1)
+        random = plugin.build(options, site_info(architecture, Site.parse(name)))
         trimmers[name] = SimulatedTrimmer(real, random)
     return trimmers
 

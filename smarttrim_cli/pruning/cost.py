@@ -11,7 +11,7 @@ summed over the rows; plain numbers then stand for every row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -193,14 +193,27 @@ def saved_by_a_token(architecture: Architecture, start: Mapping[str, Number], na
 
 
 def planned_counts(
-    architecture: Architecture, start: Mapping[str, Number], kept: Mapping[str, float]
+    architecture: Architecture,
+    start: Mapping[str, Number],
+    kept: Mapping[str, float],
+    trimmers: Collection[str] | None = None,
 ) -> Counts:
-    """Counts predicted for target kept fractions per group, spread over the layers by ``kept_by_layer``."""
+    """Counts predicted for target kept fractions per group, spread over the layers by ``kept_by_layer``.
+
+    Args:
+        architecture: Of the backbone.
+        start: Tokens per stream.
+        kept: Group to kept fraction.
+        trimmers: Names of the sites that have one; None for all.
+    """
+    stand = {Site.parse(name) for name in trimmers} if trimmers is not None else None
     counts = full_counts(architecture, start, trimming=True)
     for site in architecture.sites(list(kept)):
         available = counts[site.name]
         if site.kind == TOKEN:
-            share = kept_by_layer(kept[site.group], architecture.depth(site.stream))[site.layer]
+            depth = architecture.depth(site.stream)
+            at = None if stand is None else [s.layer for s in stand if s.group == site.group]
+            share = kept_by_layer(kept[site.group], depth, at)[site.layer]
             counts[site.name] = 1 + (available - 1) * share
         else:
             counts[site.name] = available * kept[site.group]

@@ -21,7 +21,7 @@ from smarttrim_cli.pruning.static_heads import StaticHeadsOf
 from smarttrim_cli.trimmers.base import SiteInfo, Trimmer
 
 MODES = ("full", "masked", "packed")
-Build = Callable[[SiteInfo], Trimmer]
+Build = Callable[[SiteInfo], Trimmer | None]
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,13 @@ def site_info(architecture: Architecture, site: Site) -> SiteInfo:
 def build_trimmers(
     architecture: Architecture, groups: list[str], token: Build | None, head: Build | None
 ) -> dict[str, Trimmer]:
-    """A trimmer for every site of the named groups."""
+    """A trimmer for every site of the named groups at which its kind acts."""
     trimmers = {}
     for site in architecture.sites(groups):
         build = token if site.kind == TOKEN else head
-        if build is not None:
-            trimmers[site.name] = build(site_info(architecture, site))
+        trimmer = build(site_info(architecture, site)) if build is not None else None
+        if trimmer is not None:
+            trimmers[site.name] = trimmer
     return trimmers
 
 

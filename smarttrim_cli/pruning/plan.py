@@ -76,7 +76,7 @@ def make_plan(
         kept = {group: 1.0 - removed for group, removed in proportions.items()}
     else:
         kept = solve(architecture, trimmers, proportions, tokens, speedup)
-    full, trimmed = full_counts(architecture, tokens), planned_counts(architecture, tokens, kept)
+    full, trimmed = full_counts(architecture, tokens), planned_counts(architecture, tokens, kept, trimmers)
     published = None
     if any(name.endswith(".row_calls") for name in tokens):
         published = (
@@ -110,7 +110,7 @@ def solve(
     full = total_macs(architecture, full_counts(architecture, tokens))
 
     def reached(scale: float) -> float:
-        counts = planned_counts(architecture, tokens, kept_at(scale))
+        counts = planned_counts(architecture, tokens, kept_at(scale), trimmers)
         return float(full / total_macs(architecture, counts, trimmers))
 
     low, high = 0.0, _MOST * largest / min(share for share in proportions.values() if share > 0)

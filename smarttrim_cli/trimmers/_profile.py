@@ -1,23 +1,26 @@
 """How a mean kept fraction is spread over the layers of a stream when nothing has been learned yet.
 
 Masks are cumulative, so fractions can only fall with depth. The plan is a straight line from the first layer
-down, bent at a floor when the mean is too low for a line; predictions of the cost model use it, and baselines
-that act at every layer. Baselines that act at a few layers keep the same share of what is left at each.
+down, bent at a floor when the mean is too low for a line, a staircase where only some layers have a trimmer.
+Predictions of the cost model use it, and baselines that act at every layer. Baselines that act at a few
+layers keep the same share of what is left at each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 
 _FLOOR = 0.02
 
 
-def kept_by_layer(mean: float, depth: int) -> list[float]:
+def kept_by_layer(mean: float, depth: int, layers: Collection[int] | None = None) -> list[float]:
     """Kept fraction at every layer, falling linearly from the input, with the given mean.
 
     Args:
         mean: Mean kept fraction over the layers, in (0, 1].
         depth: Number of layers.
+        layers: Those that have a trimmer; the others keep what reaches them. None for all.
 
     Returns:
         ``depth`` values in [0.02, 1] whose mean is ``mean`` (or the nearest value the floor allows).
@@ -25,9 +28,14 @@ def kept_by_layer(mean: float, depth: int) -> list[float]:
     if depth == 1:
         return [mean]
     low, high = 0.0, 40.0
+    steps = range(depth) if layers is None else layers
 
     def line(slope: float) -> list[float]:
-        return [max(1.0 - slope * (layer + 1) / depth, _FLOOR) for layer in range(depth)]
+        shares, share = [], 1.0
+        for layer in range(depth):
+            share = max(1.0 - slope * (layer + 1) / depth, _FLOOR) if layer in steps else share
+            shares.append(share)
+        return shares
 
     for _ in range(60):
         middle = (low + high) / 2

@@ -10,12 +10,10 @@ Legend: R rows of a batch, N columns, see :mod:`smarttrim_cli.trimmers._per_inst
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from smarttrim_cli.errors import UserError
 from smarttrim_cli.trimmers.base import TokenView, Trimmer
 
 KEEP = 1e6
@@ -82,26 +80,3 @@ def ranks(priority_RN: Tensor, removable_RN: Tensor) -> Tensor:
     order_RN = priority_RN.masked_fill(~removable_RN, -torch.inf).argsort(dim=1, descending=True, stable=True)
     ranks_RN = torch.arange(order_RN.shape[1], device=order_RN.device).expand_as(order_RN)
     return torch.empty_like(order_RN).scatter(1, order_RN, ranks_RN)
-
-
-def chosen_layers(wanted: Sequence[int] | None, depth: int, default: Sequence[float]) -> tuple[int, ...]:
-    """Layers of a stream at whose input a trimmer acts.
-
-    Args:
-        wanted: As the recipe names them; those that the stream does not have are left out.
-        depth: Number of layers of the stream.
-        default: Shares of the depth, where the recipe names none.
-
-    Raises:
-        UserError: The stream has none of them.
-    """
-    if wanted is None:
-        return tuple(sorted({int(share * depth) for share in default}))
-    layers = tuple(sorted({layer for layer in wanted if layer < depth}))
-    if not layers:
-        raise UserError(
-            f"a stream has {depth} layers, 0 to {depth - 1}, and none of {list(wanted)}",
-            where="pruning.token_trimmer.layers",
-            hint="name at least one layer of every stream that is trimmed",
-        )
-    return layers

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from smarttrim_cli.trimmers._layers import EveryFewLayers
 from smarttrim_cli.trimmers.base import SiteInfo, TokenMlp, TokenView, Trimmer, add_to_bias
 from smarttrim_cli.trimmers.cross_modal import local_score, token_mlp
 
 SCORES = "token"
 
 
-class Options(BaseModel):
+class Options(EveryFewLayers):
     """Recipe section of this trimmer."""
 
-    model_config = ConfigDict(extra="forbid")
     hidden_dim: int = Field(
         default=96, ge=1, description="D', the width that tokens are projected to (Eq. 3)"
     )
@@ -58,7 +58,9 @@ class LocalTrimmer(Trimmer):
         return sum(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear))
 
 
-def build(options: Options, site: SiteInfo) -> LocalTrimmer:
-    """A trimmer for one token site."""
+def build(options: Options, site: SiteInfo) -> LocalTrimmer | None:
+    """A trimmer for one token site; None where tokens just pass."""
+    if not options.act_at(site):
+        return None
     local = options.local_dim or max(options.hidden_dim // 2, 1)
     return LocalTrimmer(site.width, options.hidden_dim, local)

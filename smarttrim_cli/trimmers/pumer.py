@@ -15,13 +15,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from smarttrim_cli.trimmers._layers import chosen_layers
 from smarttrim_cli.trimmers._matching import matched, merge, partners, similarity
 from smarttrim_cli.trimmers._per_instance import Rows, rows_of
 from smarttrim_cli.trimmers._profile import step_ratio
 from smarttrim_cli.trimmers._ranked import (
     KeepsAll,
     RankedTrimmer,
-    chosen_layers,
     rank_scores,
     ranks,
     share_above,

@@ -12,9 +12,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from smarttrim_cli.trimmers._layers import chosen_layers
 from smarttrim_cli.trimmers._per_instance import Rows, rows_of
 from smarttrim_cli.trimmers._profile import step_ratio
-from smarttrim_cli.trimmers._ranked import KeepsAll, RankedTrimmer, chosen_layers, rank_scores
+from smarttrim_cli.trimmers._ranked import KeepsAll, RankedTrimmer, rank_scores
 from smarttrim_cli.trimmers.base import SiteInfo, TokenView, Trimmer
 
 SCORES = "token"

@@ -10,9 +10,10 @@ from torch.testing import assert_close
 
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.stream import begin_masked, begin_packed, with_keep
+from smarttrim_cli.trimmers._layers import chosen_layers
 from smarttrim_cli.trimmers._per_instance import rows_of
 from smarttrim_cli.trimmers._profile import kept_by_layer, kept_by_steps, ratio_at, step_ratio
-from smarttrim_cli.trimmers._ranked import chosen_layers, rank_scores, ranks, share_above
+from smarttrim_cli.trimmers._ranked import rank_scores, ranks, share_above
 from smarttrim_cli.trimmers.base import TokenView
 
 
