@@ -20,7 +20,7 @@ quickstart: $(QUICK_VENV)/.installed
 	$(QUICK_VENV)/bin/smarttrim summary $(RUN)
 
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 style: $(VENV)/.installed
 	$(VENV)/bin/ruff format .

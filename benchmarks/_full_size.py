@@ -39,6 +39,8 @@ TEXT_TOKENS = 10
 CALL_MACS = 4e7
 """What running a trimmer costs beside its MACs; ``docs/performance.md`` says how it was found."""
 STATIC_HEADS = "pruning.head_trimmer={name: saliency_head}"
+FEW_TRIMMERS = "pruning.token_trimmer={name: cross_modal, hidden_dim: 32, every: 2}"
+"""A third of the recipes' width, at every second layer."""
 
 _TINY_TEXT = (
     "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 64, vocab_size: 90,"
@@ -226,8 +228,19 @@ def start(threads: int) -> dict[str, Any]:
     return describe_environment(torch.device("cpu"))
 
 
-def write(path: Path, report: dict[str, Any]) -> None:
-    """Write a report as JSON."""
+def write(path: Path, report: dict[str, Any], add: bool = False) -> None:
+    """Write a report as JSON.
+
+    Args:
+        path: Where to.
+        report: What was measured; ``environment`` says where.
+        add: Leave other backbones that the file has as they are; it must be of the same environment.
+    """
+    if add and path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["environment"] != report["environment"]:
+            raise SystemExit(f"{path} was measured elsewhere ({before['environment']}): nothing added")
+        report["backbones"] = before["backbones"] | report["backbones"]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"written: {path}")

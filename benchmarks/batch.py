@@ -3,7 +3,8 @@
 Models, trimmers and words are those of ``benchmarks/latency.py``. All instances of a batch differ, and so do
 the numbers of tokens and the heads they keep; what is kept of a batch lies end to end, without padding.
 ``each alone`` runs the instances one by one; ``static heads`` has the same heads for all instances and no
-trimmers that do not pay. It prints a table and writes ``docs/results/batch.json``.
+trimmers that do not pay. ``--few-trimmers`` measures models whose token trimmers are also small, and at every
+second layer, and nothing else. It prints a table and writes ``docs/results/batch.json``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from _full_size import (
+    FEW_TRIMMERS,
     RESULTS,
     STATIC_HEADS,
     TINY,
@@ -39,35 +41,47 @@ BATCHES = (8, 32)
 
 
 def batches(
-    name: str, sizes: tuple[int, ...], speedups: tuple[float, ...], rounds: int, *overrides: str
+    name: str, sizes: tuple[int, ...], speedups: tuple[float, ...], rounds: int, few: bool, *overrides: str
 ) -> Any:
     """Times of every batch size for one backbone."""
-    recipe = recipe_of(name, *overrides)
-    backbone = backbone_of(recipe)
+    backbone = backbone_of(recipe_of(name, *overrides))
     fit = joined(examples(backbone, 4, 100))
-    models: dict[str, TrimmedModel] = {f"{s}x": trimmed_model(recipe, backbone, s, fit) for s in speedups}
+    models = (_few if few else _models)(name, backbone, speedups, fit, *overrides)
+    for model in models.values():
+        model.prepare()
+    return {str(size): _one_size(models, examples(backbone, size), rounds, not few) for size in sizes}
+
+
+def _models(
+    name: str, backbone: Any, speedups: tuple[float, ...], fit: dict[str, Any], *overrides: str
+) -> dict[str, TrimmedModel]:
+    recipe, static = recipe_of(name, *overrides), recipe_of(name, STATIC_HEADS, *overrides)
+    models = {f"{s}x": trimmed_model(recipe, backbone, s, fit) for s in speedups}
     for speedup in speedups:
         models[f"tokens {speedup}x"] = trimmed_model(
             recipe, backbone, speedup, fit, lambda group: group.startswith("token")
         )
-    for speedup in speedups:
-        static = recipe_of(name, STATIC_HEADS, *overrides)
-        models[f"{speedup}x, static heads"] = paying(static, backbone, speedup, fit)
-    for model in models.values():
-        model.prepare()
-    return {str(size): _one_size(models, examples(backbone, size), rounds) for size in sizes}
+    return models | {f"{s}x, static heads": paying(static, backbone, s, fit) for s in speedups}
+
+
+def _few(
+    name: str, backbone: Any, speedups: tuple[float, ...], fit: dict[str, Any], *overrides: str
+) -> dict[str, TrimmedModel]:
+    recipe = recipe_of(name, STATIC_HEADS, FEW_TRIMMERS, *overrides)
+    return {f"{speedup}x, few trimmers": paying(recipe, backbone, speedup, fit) for speedup in speedups}
 
 
 def _one_size(
-    models: dict[str, TrimmedModel], instances: list[dict[str, Any]], rounds: int
+    models: dict[str, TrimmedModel], instances: list[dict[str, Any]], rounds: int, one_by_one: bool
 ) -> dict[str, Any]:
     inputs = joined(instances)
     first = next(iter(models.values()))
     variants: dict[str, Callable[[int], Any]] = {"full": lambda i: first(inputs, "full")}
     for label, model in models.items():
         variants[label] = lambda i, model=model: model(inputs, "packed")
-    label, model = next(iter(models.items()))
-    variants[f"{label}, each alone"] = lambda i: [model(one, "packed") for one in instances]
+    if one_by_one:
+        label = next(iter(models))
+        variants[f"{label}, each alone"] = lambda i: [first(one, "packed") for one in instances]
     times = interleaved(variants, 1, rounds)
     rows = {}
     for label in variants:
@@ -98,22 +112,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, action="append")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--few-trimmers", action="store_true", help="only the full model and those")
+    parser.add_argument("--add", action="store_true", help="leave the other backbone in the file as it is")
     parser.add_argument("--quick", action="store_true", help="tiny models: does everything run?")
     parser.add_argument("--output", type=Path, default=RESULTS / "batch.json")
     args = parser.parse_args(argv)
     report: dict[str, Any] = {"environment": start(args.threads), "backbones": {}}
     for name in args.backbone or ("meter", "blip"):
         if args.quick:
-            found = batches(name, (3,), (1.3,), 1, *TINY[name])
+            found = batches(name, (3,), (1.3,), 1, args.few_trimmers, *TINY[name])
         else:
-            found = batches(name, tuple(args.batch_size or BATCHES), SPEEDUPS, args.rounds)
+            sizes = tuple(args.batch_size or BATCHES)
+            found = batches(name, sizes, SPEEDUPS, args.rounds, args.few_trimmers)
         report["backbones"][name] = found
         for size, rows in found.items():
             print(f"\n{name}, batch of {size}\n{'':20s}{'ms':>10s}{'time':>8s}{'MACs':>8s}{'promise':>9s}")
             for label, row in rows.items():
                 rest = f"{row['macs']:7.2f}x{row['promise']:9.2f}" if "macs" in row else ""
                 print(f"{label:20s}{row['ms']:10.1f}{row['speedup']:7.2f}x{rest}")
-    write(args.output, report)
+    write(args.output, report, args.add)
 
 
 if __name__ == "__main__":

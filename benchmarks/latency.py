@@ -11,8 +11,9 @@ ratio of MACs: 1 would mean that all fewer MACs became less time (the paper: 0.8
 - ``keep all``: trimmers and packing at work, but nothing is dropped: what they cost.
 - ``2.0x`` ..: tokens and heads trimmed in the recipe's proportions. ``decided``: the same decisions repeated
   instead of taken, so the trimmers do not run. ``those that pay``: without the trimmers that cost more time
-  than they save, at the same MACs; ``static heads``: heads are also the same for all instances. ``oracle``:
-  plain layers of exactly these sizes; its own promise is what could be kept at best.
+  than they save, at the same MACs; ``static heads``: heads are also the same for all instances; ``few
+  trimmers``: token trimmers are also small, and at every second layer. ``oracle``: plain layers of exactly
+  these sizes; its own promise is what could be kept at best.
 - ``tokens 2.0x``: tokens only, to the same MACs. ``tome``, ``trips``: what one would otherwise pick, merging
   and a fixed top-k of image tokens, to the same MACs.
 
@@ -29,6 +30,7 @@ from typing import Any
 
 import torch
 from _full_size import (
+    FEW_TRIMMERS,
     RESULTS,
     STATIC_HEADS,
     TINY,
@@ -57,7 +59,7 @@ from smarttrim_cli.recipe import Recipe
 
 SPEEDUPS = (2.0, 2.5, 3.0)
 TINY_SPEEDUPS = (1.3, 1.5)
-PAYING, STATIC = ", those that pay", ", static heads"
+PAYING, STATIC, FEW = ", those that pay", ", static heads", ", few trimmers"
 PEERS = {"tome": "{name: tome}", "trips": "{name: trips}"}
 SPARSITIES = (0.0, 0.2, 0.4, 0.6, 0.8)
 SIZES = (224, 288, 384, 480)
@@ -119,6 +121,9 @@ def single(
         models[f"{speedup}x{STATIC}"] = paying(
             recipe_of(name, STATIC_HEADS, *overrides), backbone, speedup, fit
         )
+        models[f"{speedup}x{FEW}"] = paying(
+            recipe_of(name, STATIC_HEADS, FEW_TRIMMERS, *overrides), backbone, speedup, fit
+        )
     for speedup in speedups[:1]:
         only = trimmed_model(recipe, backbone, speedup, fit, lambda group: group.startswith("token"))
         models[f"tokens {speedup}x"] = only
@@ -156,7 +161,7 @@ def single(
         "rows": table,
         "oracle": _oracles(
             plain,
-            {f"{s}x{kind}": models[f"{s}x{kind}"] for s in speedups for kind in ("", STATIC)},
+            {f"{s}x{kind}": models[f"{s}x{kind}"] for s in speedups for kind in ("", STATIC, FEW)},
             instances[0],
             rounds,
         ),
@@ -284,6 +289,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--no-growth", action="store_true", help="leave out the tables over sparsity and size"
     )
+    parser.add_argument("--add", action="store_true", help="leave the other backbone in the file as it is")
     parser.add_argument("--quick", action="store_true", help="tiny models: does everything run?")
     parser.add_argument("--output", type=Path, default=RESULTS / "latency.json")
     args = parser.parse_args(argv)
@@ -297,7 +303,7 @@ def main(argv: list[str] | None = None) -> None:
             found["growth"] = growth(name, max(rounds // 2, 1), *axes, *tiny)
         report["backbones"][name] = found
         show(name, found)
-    write(args.output, report)
+    write(args.output, report, args.add)
 
 
 if __name__ == "__main__":

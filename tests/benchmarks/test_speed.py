@@ -25,7 +25,8 @@ def test_latency(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert rows["1.5x"]["macs"] > rows["1.3x"]["macs"] > 1
     assert rows["tome 1.3x"]["macs"] == pytest.approx(1.3, rel=0.1)
     assert rows["1.5x"]["promise"] == pytest.approx(rows["1.5x"]["speedup"] / rows["1.5x"]["macs"])
-    assert set(found["oracle"]) == {"1.3x", "1.3x, static heads", "1.5x", "1.5x, static heads"}
+    kinds = ("", ", static heads", ", few trimmers")
+    assert set(found["oracle"]) == {f"{speedup}x{kind}" for speedup in (1.3, 1.5) for kind in kinds}
     of_one = found["oracle"]["1.5x"]
     assert of_one["macs"] == pytest.approx(rows["1.5x"]["macs"], rel=0.3)
     assert of_one["ours_over_oracle"] > 0
@@ -37,11 +38,18 @@ def test_latency(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_batch(tmp_path: Path) -> None:
     file = tmp_path / "batch.json"
     threads = str(torch.get_num_threads())
-    batch.main(["--quick", "--backbone", "meter", "--threads", threads, "--output", str(file)])
+    common = ["--quick", "--threads", threads, "--output", str(file)]
+    batch.main(["--backbone", "meter", *common])
     rows = json.loads(file.read_text("utf-8"))["backbones"]["meter"]["3"]
     assert list(rows) == ["full", "1.3x", "tokens 1.3x", "1.3x, static heads", "1.3x, each alone"]
     assert rows["1.3x"]["kept_tokens"]["fewest"] <= rows["1.3x"]["kept_tokens"]["most"]
     assert rows["1.3x"]["gmacs"] == pytest.approx(rows["1.3x, each alone"]["gmacs"])
+    batch.main(["--backbone", "blip", "--few-trimmers", "--add", *common])
+    both = json.loads(file.read_text("utf-8"))["backbones"]
+    assert both["meter"]["3"] == rows and list(both["blip"]["3"]) == ["full", "1.3x, few trimmers"]
+    file.write_text(json.dumps({"environment": {}, "backbones": {}}), "utf-8")
+    with pytest.raises(SystemExit, match="measured elsewhere"):
+        batch.main(["--backbone", "blip", "--few-trimmers", "--add", *common])
 
 
 def test_kernels(tmp_path: Path) -> None:
