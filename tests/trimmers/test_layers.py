@@ -12,12 +12,14 @@ from smarttrim_cli.engine.build import attach
 from smarttrim_cli.engine.plan import backbone_without_data
 from smarttrim_cli.engine.simulate import simulated_trimmers
 from smarttrim_cli.pruning.cost import planned_counts
-from smarttrim_cli.pruning.model import TrimmedModel
+from smarttrim_cli.pruning.model import TrimmedModel, site_info
 from smarttrim_cli.pruning.plan import make_plan
+from smarttrim_cli.pruning.sites import Site
 from smarttrim_cli.recipe import load_recipe
 from smarttrim_cli.trimmers._layers import EveryFewLayers
 from smarttrim_cli.trimmers._profile import kept_by_layer
 from smarttrim_cli.trimmers.base import SiteInfo
+from tests import tiny
 
 SOME = ("cross_modal", "local", "random_token")
 """The shipped trimmers that take ``every``."""
@@ -95,3 +97,24 @@ def test_what_is_dropped_stays_dropped_at_the_layers_between() -> None:
     counts = packed.decisions.counts
     assert int(counts["vision.1.token"].min()) < int(counts["vision.0.token"].min())
     assert torch.equal(counts["vision.1.token"], counts["vision.2.token"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", tiny.variants(), ids=str)
+def test_packed_is_masked_on_every_backbone(variant: tiny.Variant) -> None:
+    whole = tiny.attach(variant.build(), "cross_modal", "global_head")
+    plugin = registry.load("trimmers", "cross_modal")
+    for name, trimmer in whole.sites.items():
+        info = site_info(whole.architecture, Site.parse(name))
+        if name.endswith(".token") and plugin.build(plugin.Options(every=2), info) is None:
+            whole.remove([name])
+        elif name.endswith(".token"):
+            trimmer.shift_scores(-0.3)
+    inputs = tiny.ragged_inputs(whole.backbone)
+    masked = whole(inputs, "masked", instance_ids=tiny.ids(), log_scores=True)
+    packed = whole(inputs, "packed", instance_ids=tiny.ids())
+    clear_B = tiny.margin_B(masked.decisions) > 1e-4
+    assert clear_B.any()
+    torch.testing.assert_close(packed.output[clear_B], masked.output[clear_B], rtol=0.0, atol=1e-5)
+    left = [name for name in whole.sites if name.endswith(".token")]
+    assert left and all(Site.parse(name).layer % 2 == 1 for name in left)
