@@ -195,7 +195,7 @@ def macs(model: TrimmedModel, inputs: dict[str, Tensor]) -> tuple[float, float]:
 
 @torch.no_grad()
 def interleaved(
-    variants: Mapping[str, Callable[[int], Any]], instances: int, rounds: int, warmup: int = 1
+    variants: Mapping[str, Callable[[int], Any]], instances: int, rounds: int, warmup: int = 2
 ) -> dict[str, list[float]]:
     """Milliseconds of every variant, called in turn on every instance.
 
@@ -203,7 +203,7 @@ def interleaved(
         variants: Name to a function of the instance's number.
         instances: How many instances there are.
         rounds: How often all of it is repeated.
-        warmup: Rounds before, not noted.
+        warmup: Rounds before, not noted: until memory that was freed serves again, its first use costs time.
     """
     taken: dict[str, list[float]] = {name: [] for name in variants}
     for round_ in range(-warmup, rounds):

@@ -82,7 +82,7 @@ def _one_size(
     if one_by_one:
         label = next(iter(models))
         variants[f"{label}, each alone"] = lambda i: [first(one, "packed") for one in instances]
-    times = interleaved(variants, 1, rounds)
+    times = interleaved(variants, 1, rounds, warmup=3)
     rows = {}
     for label in variants:
         row = {"ms": statistics.median(times[label]), "speedup": ratio(times["full"], times[label])}

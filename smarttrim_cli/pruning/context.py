@@ -288,10 +288,10 @@ class ForwardContext:
             name = Site(spec.stream, spec.index, kind).name
             mask = heads[kind]
             keep_heads = host_heads(mask) if self.mode == "packed" and mask is not None else None
-            static = self._static(name, keep_heads)
+            static = self.static_heads(name, keep_heads)
             self.attention[name] = AttentionState(own, memory, mask, keep_heads, static)
 
-    def _static(self, name: str, kept: HostHeads) -> StaticHeads | None:
+    def static_heads(self, name: str, kept: HostHeads) -> StaticHeads | None:
         """The heads of a site whose decisions never differ between instances; None keeps to ``kept``."""
         if kept is None or self.static is None or not self.trimmers[name].static or len(set(kept)) > 1:
             return None

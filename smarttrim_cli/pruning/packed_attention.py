@@ -119,7 +119,7 @@ def _by_instance(
     def projected(
         x: Tensor, stream: PackedStream, project: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]
     ) -> list[tuple[Tensor, ...]]:
-        if _take_out(p, stream.lengths, counts, OVERHEAD_IN):
+        if taking_out_pays(p, stream.lengths, counts, OVERHEAD_IN):
             parts = zip(x.split(stream.spans, 1), index, counts, strict=True)
             return [() if not count else project(rows, heads) for rows, heads, count in parts]
         whole = zip(*(y.split(stream.spans, 1) for y in project(x, None)), strict=True)
@@ -141,7 +141,7 @@ def _by_instance(
     return _merged(p, query, queries, contexts, index, counts)
 
 
-def _take_out(p: Projections, lengths: Sequence[int], counts: Sequence[int], overhead: int) -> bool:
+def taking_out_pays(p: Projections, lengths: Sequence[int], counts: Sequence[int], overhead: int) -> bool:
     """Whether projecting every instance's kept heads is cheaper than projecting all heads of the batch."""
     pieces = sum(count * (length + overhead) for length, count in zip(lengths, counts, strict=True))
     limit = SLOWER_IN_PIECES if p.prepared else 1.0
@@ -163,7 +163,7 @@ def _merged(
     counts: list[int],
 ) -> Tensor:
     """Output projection of contexts (1, n, h, E) per instance."""
-    if _take_out(p, queries.lengths, counts, OVERHEAD_OUT):
+    if taking_out_pays(p, queries.lengths, counts, OVERHEAD_OUT):
         rows = query.split(queries.spans, 1)
         parts = zip(contexts, index, rows, strict=True)
         return torch.cat(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from smarttrim_cli.backbones._coattention import CoAttention
-from smarttrim_cli.pruning import prepared
+from smarttrim_cli.pruning import decoder_memory, prepared
 from smarttrim_cli.pruning.context import ForwardContext, enter, running
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.decoder import Decoder
 from smarttrim_cli.pruning.projections import BertProjections
 from smarttrim_cli.pruning.sites import Architecture, AttentionSpec, LayerSpec
+from smarttrim_cli.pruning.static_heads import StaticHeadsOf
 from tests import tiny
 
 WIDTH, HEADS, BATCH, ROWS, TOKENS = 12, 3, 4, 2, 5
@@ -28,7 +31,7 @@ ARCHITECTURE = Architecture(
     (),
     (),
 )
-SITES = {"decoder.0.self_head": None, "decoder.0.cross_head": None}
+SITES = ("decoder.0.self_head", "decoder.0.cross_head")
 
 
 def modules() -> tuple[nn.Module, nn.Module]:
@@ -73,18 +76,24 @@ def replayed(mask_BH: Tensor) -> Decisions:
 
 
 def context(mode: str, mask_BH: Tensor | None) -> ForwardContext:
-    trimmers = {} if mask_BH is None else SITES
-    return ForwardContext(mode, ARCHITECTURE, trimmers, replay=None if mask_BH is None else replayed(mask_BH))
+    """Repeats decisions; where they are the same for all instances the trimmers are static."""
+    if mask_BH is None:
+        return ForwardContext(mode, ARCHITECTURE, {})
+    static = bool((mask_BH == mask_BH[0]).all())
+    trimmers = dict.fromkeys(SITES, SimpleNamespace(static=static))
+    return ForwardContext(mode, ARCHITECTURE, trimmers, replay=replayed(mask_BH), static=StaticHeadsOf())
 
 
 ALL = torch.ones(BATCH, HEADS, dtype=torch.bool)
 SOME = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 1], [1, 1, 1]], dtype=torch.bool)
+ALIKE, NONE = torch.tensor([[1, 0, 0]] * BATCH, dtype=torch.bool), torch.zeros_like(SOME)
+MASKS = {"all heads": None, "some heads": SOME, "the same heads": ALIKE, "no heads": NONE}
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("caching", [False, True])
 @pytest.mark.parametrize("mode", ["full", "masked", "packed"])
-@pytest.mark.parametrize("mask", [None, SOME], ids=["all heads", "some heads"])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_every_mode_is_attention_by_hand(mode: str, mask: Tensor | None, caching: bool) -> None:
     if mode == "full" and mask is not None:
         pytest.skip("the full model keeps its heads")
@@ -121,7 +130,7 @@ def test_every_mode_is_attention_by_hand(mode: str, mask: Tensor | None, caching
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("mask", [None, SOME], ids=["all heads", "some heads"])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("mode", ["masked", "packed"])
 def test_beams_go_on_from_other_beams(mode: str, mask: Tensor | None) -> None:
     """Expanding and reordering the cache is decoding the reordered rows from the start."""
@@ -144,9 +153,12 @@ def test_beams_go_on_from_other_beams(mode: str, mask: Tensor | None) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("mask", [None, SOME, torch.zeros_like(SOME)], ids=["all", "some", "no heads"])
-def test_writing_on_prepared_weights_is_writing(mask: Tensor | None) -> None:
-    """The packed decoder projects all heads and attends with the kept ones; masks are the reference."""
+@pytest.mark.parametrize("taking_out", [True, False])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_writing_on_prepared_weights_is_writing(
+    mask: Tensor | None, taking_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packed decoder projects all heads, or those that are left; masks are the reference."""
     (own, cross), (memory, hidden, valid) = modules(), data()
 
     def decode(mode: str) -> list[Tensor]:
@@ -156,12 +168,31 @@ def test_writing_on_prepared_weights_is_writing(mask: Tensor | None) -> None:
             return [x for part in hidden.split([2, 1, 2], 1)[:2] for x in step(decoder, part, own, cross)]
 
     expected = decode("masked")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepared, "MIN_WEIGHTS", 0)
-        for module in (own, cross):
-            prepared.prepare(module)
+    monkeypatch.setattr(prepared, "MIN_WEIGHTS", 0)
+    monkeypatch.setattr(decoder_memory, "taking_out_pays", lambda *_: taking_out)
+    for module in (own, cross):
+        prepared.prepare(module)
     for found, wanted in zip(decode("packed"), expected, strict=True):
         assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("caching", [False, True])
+def test_heads_that_all_instances_drop_are_not_projected(caching: bool) -> None:
+    (own, cross), (memory, hidden, valid) = modules(), data()
+    widths: list[int] = []
+
+    def noted(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        widths.append(args[0].shape[-1])
+
+    for module in (own, cross):
+        for linear in (module.self.query, module.self.key, module.self.value, module.output.dense):
+            linear.register_forward_pre_hook(noted)
+    with running(context("packed", ALIKE)):
+        decoder = Decoder("decoder", "vision", enter("vision", memory, valid), BATCH)
+        decoder.caching = caching
+        step(decoder, hidden, own, cross)
+    assert widths == []  # parts of the layers were called, not they themselves
 
 
 def test_gradients_reach_the_memorys_mask_and_the_heads() -> None:
