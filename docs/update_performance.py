@@ -235,6 +235,10 @@ def targets(results: dict[str, Any]) -> str:
             add(f"{NAMES[name]}, one instance{kind}, promise kept at {AT}", wanted, own, met)
             over = [row["ours_over_oracle"] for label, row in found["oracle"].items() if kind in label]
             add(f"{NAMES[name]}{kind}, over the oracle at {AT}", "at most 1.05", over, max(over) <= 1.05)
+        if "few_trimmers_and_packing_share" in found:
+            share = found["few_trimmers_and_packing_share"]
+            what = f"{NAMES[name]}{FEW}, trimmers and packing, everything kept"
+            add(what, "at most 0.04", [share], share <= 0.04)
     for name, sizes in results["batch"]["backbones"].items():
         for size, found in sizes.items():
             for kind in ("", STATIC):
