@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,8 @@ from smarttrim_cli.engine.figures.canvas import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_WIDTH, _HIGH, _ROW, _LEFT, _GAP, _MARGIN, _LINE = 10.0, 3.3, 4.3, 0.75, 0.95, 0.3, 0.27
+_WIDTH, _HIGH, _ROW, _LEFT, _GAP, _MARGIN, _BELOW = 10.0, 3.3, 4.3, 0.75, 0.95, 0.3, 0.15
+_MOST_COLUMNS, _LONG = 6, 45
 _FRONT, _DASHES = "#c6cdd5", (0, (4, 3))
 _COLORS = (VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY, "#882255", "#8c8a2b", "#332288", "#7a828c", "#117733")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
@@ -84,7 +84,7 @@ def draw_pareto(path: Path, rows: Sequence[Sequence[Panel]]) -> Path:
         figure = Figure(figsize=(_WIDTH, 1.0), dpi=DPI, facecolor=PAPER)
         FigureCanvasAgg(figure)
         *legends, (_, end) = _legends(figure, looks, panels)
-        top = end + 0.15
+        top = end + 0.1
         height = top + len(rows) * _ROW + 0.05
         figure.set_size_inches(_WIDTH, height)
         for legend, y in legends:
@@ -174,7 +174,7 @@ def _draw_front(axes: Axes, panel: Panel) -> None:
 
 
 def _handles(looks: dict[str, tuple[str, str]], panels: Sequence[Panel]) -> list[list[Any]]:
-    """What the legends show: the runs, the full model and the front; then published points."""
+    """What the legends show: the runs, the full model and the front; long names; then published points."""
     from matplotlib.lines import Line2D
 
     def handle(label: str, color: str, **look: Any) -> Line2D:
@@ -201,7 +201,9 @@ def _handles(looks: dict[str, tuple[str, str]], panels: Sequence[Panel]) -> list
         for name, (color, marker) in looks.items()
         if name in theirs
     ]
-    return [handles for handles in (first, second) if handles]
+    long = [item for item in first if len(str(item.get_label())) > _LONG]  # would leave one column
+    short = [item for item in first if item not in long]
+    return [handles for handles in (short, long, second) if handles]
 
 
 def _legends(
@@ -211,8 +213,16 @@ def _legends(
     placed: list[tuple[Any, float]] = []
     y = _MARGIN
     for handles in _handles(looks, panels):
-        longest = max(len(str(item.get_label())) for item in handles)
-        columns = max(1, min(len(handles), int((_WIDTH - 2 * _MARGIN) / (longest * 0.083 + 0.55))))
+        legend, high = _fitting_legend(figure, handles)
+        placed.append((legend, y))
+        y += high + _BELOW
+    return [*placed, (None, y)]
+
+
+def _fitting_legend(figure: Any, handles: list[Any]) -> tuple[Any, float]:
+    """A legend of as many columns as fit, and its height in inches."""
+    renderer = figure.canvas.get_renderer()
+    for columns in range(min(len(handles), _MOST_COLUMNS), 0, -1):
         legend = figure.legend(
             handles=handles,
             loc="upper left",
@@ -225,6 +235,8 @@ def _legends(
             handlelength=1.4,
             columnspacing=1.4,
         )
-        placed.append((legend, y))
-        y += math.ceil(len(handles) / columns) * _LINE
-    return [*placed, (None, y)]
+        extent = legend.get_window_extent(renderer)
+        if columns == 1 or extent.width <= (_WIDTH - 2 * _MARGIN) * DPI:
+            break
+        legend.remove()
+    return legend, extent.height / DPI
