@@ -20,6 +20,7 @@ from smarttrim_cli.engine.plan import describe_plan
 from smarttrim_cli.engine.plan import plan as plan_without_data
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import Run, is_run
+from smarttrim_cli.engine.sharing import leave_group_at_exit
 from smarttrim_cli.engine.teacher import teaching_of
 from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.errors import UserError
@@ -66,6 +67,7 @@ def finetune(
         gradient_accumulation_steps=recipe.train.gradient_accumulation_steps,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    leave_group_at_exit()
     if not accelerator.is_main_process:
         reporter = SilentReporter()
     set_seed(recipe.seed)

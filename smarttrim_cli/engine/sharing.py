@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -58,4 +59,20 @@ def share_of_this_process() -> Share:
     if not (several_on_cpu() or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         return alone()
     state = PartialState(cpu=several_on_cpu())
+    leave_group_at_exit()
     return Share(state.process_index, state.num_processes, state.device)
+
+
+def leave_group_at_exit() -> None:
+    """Have this process leave its group, if it is in one, before the interpreter ends.
+
+    A group's threads outlive the interpreter otherwise, and now and then abort the process at its very end.
+    """
+    atexit.unregister(leave_group)
+    atexit.register(leave_group)
+
+
+def leave_group() -> None:
+    """Leave the group of processes that work together; nothing outside of one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

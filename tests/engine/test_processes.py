@@ -18,7 +18,7 @@ from smarttrim_cli.cli.app import app
 from smarttrim_cli.engine.devices import several_on_cpu
 from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.runs import Run
-from smarttrim_cli.engine.sharing import Share
+from smarttrim_cli.engine.sharing import Share, leave_group
 from tests.engine.test_steering import GUIDED
 from tests.engine.tiny_run import metrics
 
@@ -84,6 +84,14 @@ def test_processes_evaluate_their_parts(trained: Path, tmp_path: Path) -> None:
         [json.loads(line)["id"] for line in (tmp_path / file).open()] for file in ("one.jsonl", "two.jsonl")
     ]
     assert ids[0] == ids[1] and len(ids[0]) == two["count"]
+
+
+def test_a_group_is_left(tmp_path: Path) -> None:
+    leave_group()  # outside of one there is nothing to do
+    meeting = f"file://{tmp_path / 'meeting'}"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    leave_group()
+    assert not torch.distributed.is_initialized()
 
 
 def approximately(value: Any) -> Any:
