@@ -75,11 +75,11 @@ def replayed(mask_BH: Tensor) -> Decisions:
     return Decisions(keep={"decoder.0.self_head": mask_BH, "decoder.0.cross_head": mask_BH.flip(1)})
 
 
-def context(mode: str, mask_BH: Tensor | None) -> ForwardContext:
-    """Repeats decisions; where they are the same for all instances the trimmers are static."""
+def context(mode: str, mask_BH: Tensor | None, static: bool = True) -> ForwardContext:
+    """Repeats decisions; where they are the same for all instances the trimmers may be static."""
     if mask_BH is None:
         return ForwardContext(mode, ARCHITECTURE, {})
-    static = bool((mask_BH == mask_BH[0]).all())
+    static = static and bool((mask_BH == mask_BH[0]).all())
     trimmers = dict.fromkeys(SITES, SimpleNamespace(static=static))
     return ForwardContext(mode, ARCHITECTURE, trimmers, replay=replayed(mask_BH), static=StaticHeadsOf())
 
@@ -154,15 +154,16 @@ def test_beams_go_on_from_other_beams(mode: str, mask: Tensor | None) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("taking_out", [True, False])
+@pytest.mark.parametrize("static", [True, False])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_writing_on_prepared_weights_is_writing(
-    mask: Tensor | None, taking_out: bool, monkeypatch: pytest.MonkeyPatch
+    mask: Tensor | None, static: bool, taking_out: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The packed decoder projects all heads, or those that are left; masks are the reference."""
     (own, cross), (memory, hidden, valid) = modules(), data()
 
     def decode(mode: str) -> list[Tensor]:
-        with running(context(mode, mask)):
+        with running(context(mode, mask, static)):
             decoder = Decoder("decoder", "vision", enter("vision", memory, valid), BATCH)
             decoder.caching = True
             return [x for part in hidden.split([2, 1, 2], 1)[:2] for x in step(decoder, part, own, cross)]
