@@ -30,8 +30,21 @@ def _no_grad():
         yield
 
 
-def model_of(variant: Variant, beams: int = 3, candidates: int = 3) -> TrimmedModel:
-    model = tiny.attach(variant.build(), "cross_modal", "global_head")
+HEADS = ("global_head", "saliency_head")
+"""Heads that differ between instances, and heads that do not."""
+
+
+def model_of(
+    variant: Variant, beams: int = 3, candidates: int = 3, head: str = "global_head"
+) -> TrimmedModel:
+    model = tiny.attach(variant.build(), "cross_modal", head)
+    ranked = {name: trimmer for name, trimmer in model.sites.items() if trimmer.by_importance}
+    generator = torch.Generator().manual_seed(3)
+    importance = {n: torch.rand(len(t.place_H), generator=generator) for n, t in ranked.items()}
+    for name, trimmer in ranked.items():
+        trimmer.set_importance(name, importance)
+    if ranked:
+        model.set_targets(dict.fromkeys(model.groups, 0.5))
     form = model.backbone.form
     decoding = replace(form.decoding, num_beams=beams, num_candidates=candidates)
     model.backbone.form = replace(form, decoding=decoding)
@@ -50,15 +63,18 @@ def test_there_are_such_backbones() -> None:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("variant", GENERATING, ids=str)
-def test_the_same_text_in_both_modes_and_alone(variant: Variant, beams: int) -> None:
-    model = model_of(variant, beams)
+def test_the_same_text_in_both_modes_and_alone(variant: Variant, head: str, beams: int) -> None:
+    model = model_of(variant, beams, head=head)
     inputs, ids = writing(model), tiny.ids()
     packed = model(inputs, "packed", instance_ids=ids, log_scores=True)
     masked = model(inputs, "masked", instance_ids=ids)
     clear = (tiny.margin_B(packed.decisions) > 1e-4).nonzero().flatten().tolist()
     assert len(clear) >= 4
     assert packed.output.dtype == torch.long and len(packed.output) == len(ids)
+    heads = [keep for name, keep in packed.decisions.keep.items() if name.startswith("decoder")]
+    assert 0 < sum(float(keep.float().mean()) for keep in heads) < len(heads)  # some go, not all
     for index in clear:
         alone = model(tiny.instance(inputs, index), "packed", instance_ids=ids[index : index + 1])
         texts = [output[row].tolist() for output, row in ((packed.output, index), (masked.output, index))]
@@ -93,9 +109,10 @@ def test_batch_mates_and_padding_change_no_text(variant: Variant, mode: str) -> 
 
 
 @pytest.mark.parametrize("candidates", [1, 3, tiny.NUM_LABELS])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("variant", RANKING, ids=str)
-def test_the_same_ranks_in_every_mode_and_alone(variant: Variant, candidates: int) -> None:
-    model = model_of(variant, candidates=candidates)
+def test_the_same_ranks_in_every_mode_and_alone(variant: Variant, head: str, candidates: int) -> None:
+    model = model_of(variant, candidates=candidates, head=head)
     inputs = tiny.as_ranking(tiny.ragged_inputs(model.backbone))
     packed, masked = (model(inputs, mode) for mode in ("packed", "masked"))
     assert packed.output.shape == (len(tiny.LENGTHS), tiny.NUM_LABELS)
@@ -110,9 +127,10 @@ def test_the_same_ranks_in_every_mode_and_alone(variant: Variant, candidates: in
 
 @pytest.mark.parametrize("mode", ["full", "packed"])
 @pytest.mark.parametrize("way", ["writing", "ranking"])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("variant", GENERATING, ids=str)
-def test_macs_of_decoding(variant: Variant, way: str, mode: str) -> None:
-    model = model_of(variant)
+def test_macs_of_decoding(variant: Variant, head: str, way: str, mode: str) -> None:
+    model = model_of(variant, head=head)
     if way == "ranking" and variant not in RANKING:
         pytest.skip("it does not rank")
     inputs = tiny.ragged_inputs(model.backbone)
