@@ -174,6 +174,17 @@ def pairs() -> list[tuple[str, str]]:
     ]
 
 
+def rank_heads(model: TrimmedModel, share: float) -> TrimmedModel:
+    """Give static head trimmers an importance and a share to keep, in every module another number."""
+    ranked = {name: trimmer for name, trimmer in model.sites.items() if trimmer.by_importance}
+    generator = torch.Generator().manual_seed(3)
+    importance = {n: torch.rand(len(t.place_H), generator=generator) for n, t in ranked.items()}
+    for name, trimmer in ranked.items():
+        trimmer.set_importance(name, importance)
+    model.set_targets(dict.fromkeys(model.groups, share))
+    return model
+
+
 def enliven(host: nn.Module, seed: int = 0) -> nn.Module:
     """Weights of unit gain, biases and norms off 0 and 1: small initial weights would hide every mistake."""
     generator = torch.Generator().manual_seed(seed)

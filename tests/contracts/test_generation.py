@@ -38,13 +38,8 @@ def model_of(
     variant: Variant, beams: int = 3, candidates: int = 3, head: str = "global_head"
 ) -> TrimmedModel:
     model = tiny.attach(variant.build(), "cross_modal", head)
-    ranked = {name: trimmer for name, trimmer in model.sites.items() if trimmer.by_importance}
-    generator = torch.Generator().manual_seed(3)
-    importance = {n: torch.rand(len(t.place_H), generator=generator) for n, t in ranked.items()}
-    for name, trimmer in ranked.items():
-        trimmer.set_importance(name, importance)
-    if ranked:
-        model.set_targets(dict.fromkeys(model.groups, 0.5))
+    if head == "saliency_head":
+        tiny.rank_heads(model, 0.5)
     form = model.backbone.form
     decoding = replace(form.decoding, num_beams=beams, num_candidates=candidates)
     model.backbone.form = replace(form, decoding=decoding)

@@ -14,7 +14,6 @@ from smarttrim_cli.engine.flops import flop_counter_macs
 from smarttrim_cli.pruning import packed_attention
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.prepared import PreparedLinear, prepare
-from smarttrim_cli.pruning.sites import TOKEN, Site
 from smarttrim_cli.pruning.static_heads import Part, StaticHeads
 from tests import tiny
 
@@ -83,14 +82,7 @@ def test_gradients_reach_the_weights() -> None:
 
 def ranked(variant: tiny.Variant, share: float) -> TrimmedModel:
     """A model that keeps a share of its heads, in every module another number."""
-    model = tiny.attach(variant.build(), "cross_modal", "saliency_head")
-    heads = {name: trimmer for name, trimmer in model.sites.items() if Site.parse(name).kind != TOKEN}
-    generator = torch.Generator().manual_seed(3)
-    importance = {n: torch.rand(len(t.place_H), generator=generator) for n, t in heads.items()}
-    for name, trimmer in heads.items():
-        trimmer.set_importance(name, importance)
-    model.set_targets(dict.fromkeys(model.groups, share))
-    return model
+    return tiny.rank_heads(tiny.attach(variant.build(), "cross_modal", "saliency_head"), share)
 
 
 @pytest.mark.parametrize("variant", FORMS, ids=str)
