@@ -24,7 +24,7 @@ from smarttrim_cli.pruning.decisions import Decisions, keep_grid, unpack
 from smarttrim_cli.pruning.gumbel import gumbel_sigmoid, hard_mask, logistic_noise, straight_through
 from smarttrim_cli.pruning.joint_mlps import JointMlps
 from smarttrim_cli.pruning.sites import TOKEN, Architecture, AttentionSpec, LayerSpec, Site
-from smarttrim_cli.pruning.static_heads import StaticHeads, StaticHeadsOf
+from smarttrim_cli.pruning.static_heads import StaticDecision, StaticHeads, StaticHeadsOf
 from smarttrim_cli.pruning.stream import (
     MaskedStream,
     PackedStream,
@@ -86,6 +86,7 @@ class ForwardContext:
         copies: Rows per instance of every stream.
         repeated: Rows that stand for one that was paid for, while several texts look at one image.
         work: What decoders have done, per instance.
+        steady: Decisions of this pass that stand whatever the instances are.
 
     What was decided is only noted while running; :meth:`decisions` lays it out afterwards, so that a forward
     whose decisions nobody reads pays nothing for them.
@@ -112,6 +113,7 @@ class ForwardContext:
     work: dict[str, Tensor] = field(default_factory=dict)
     token_log: dict[str, Stream] = field(default_factory=dict)
     head_log: dict[str, Tensor | None] = field(default_factory=dict)
+    steady: dict[str, StaticDecision] = field(default_factory=dict)
     score_log: dict[str, tuple[Stream | None, Tensor]] = field(default_factory=dict)
 
     # --- what backbones call (through the module-level functions) ---
@@ -180,7 +182,7 @@ class ForwardContext:
         return self.copies.get(stream, 1) * self.repeated.get(stream, 1)
 
     def _trim_tokens(self, spec: LayerSpec, hidden: Tensor) -> Tensor:
-        site = Site(spec.stream, spec.index, TOKEN)
+        site = spec.site(TOKEN)
         stream = self.streams[spec.stream]
         trimmer = self.trimmers.get(site.name)
         if trimmer is not None:
@@ -236,12 +238,12 @@ class ForwardContext:
 
     def _decide_heads(self, spec: LayerSpec) -> dict[str, Tensor | None]:
         if self.joint is not None and self.replay is None:
-            sites = (Site(spec.stream, spec.index, kind).name for kind in spec.kinds)
+            sites = (spec.site(kind).name for kind in spec.kinds)
             trimmers = {name: self.trimmers[name] for name in sites if name in self.trimmers}
             self.from_cls |= self.joint.outputs(trimmers, self.cls[spec.stream], self._guide(spec))
         kept: dict[str, Tensor | None] = {}
         for kind, _ in spec.attentions:
-            site = Site(spec.stream, spec.index, kind)
+            site = spec.site(kind)
             kept[kind] = self.head_log[site.name] = self._keep_heads(site, spec)
         return kept
 
@@ -250,6 +252,9 @@ class ForwardContext:
             return None
         if self.replay is not None:
             return self.replay.keep[site.name].float()
+        if self._stands(site.name):
+            decided = self.steady[site.name] = self._static_decision(site)
+            return decided.mask_1H.expand(len(self.cls[spec.stream]), -1)
         ids_R = self._ids(spec.stream)
         scores_BH = self.from_cls.get(site.name)
         if scores_BH is None:
@@ -285,18 +290,51 @@ class ForwardContext:
         own = self.streams[spec.stream]
         for kind, attention in spec.attentions:
             memory = self._memory(attention) if attention.memory_stream else own
-            name = Site(spec.stream, spec.index, kind).name
-            mask = heads[kind]
-            keep_heads = host_heads(mask) if self.mode == "packed" and mask is not None else None
-            static = self.static_heads(name, keep_heads)
-            self.attention[name] = AttentionState(own, memory, mask, keep_heads, static)
+            name = spec.site(kind).name
+            self.attention[name] = AttentionState(
+                own, memory, heads[kind], *self.packed_heads(name, heads[kind])
+            )
 
-    def static_heads(self, name: str, kept: HostHeads) -> StaticHeads | None:
-        """The heads of a site whose decisions never differ between instances; None keeps to ``kept``."""
-        if kept is None or self.static is None or not self.trimmers[name].static or len(set(kept)) > 1:
-            return None
-        assert kept[0] is not None
-        return self.static.at(name, kept[0], self.cls[Site.parse(name).stream].device)
+    def packed_heads(self, name: str, mask_RH: Tensor | None) -> tuple[HostHeads, StaticHeads | None]:
+        """Kept heads of a site per row, on the host, and as heads that are the same for all, where they are.
+
+        Args:
+            name: Of the site.
+            mask_RH: What was decided there; None keeps all.
+        """
+        if self.mode != "packed" or mask_RH is None:
+            return None, None
+        if name in self.steady:
+            kept = self.steady[name].kept
+            rows: HostHeads = None if kept is None else (kept,) * len(mask_RH)
+        else:
+            rows = host_heads(mask_RH)
+        if rows is None or self.static is None or not self.trimmers[name].static or len(set(rows)) > 1:
+            return rows, None
+        assert rows[0] is not None
+        return rows, self.static.at(name, rows[0], mask_RH.device)
+
+    def _stands(self, name: str) -> bool:
+        """Whether a site's decision can be had without asking its trimmer again."""
+        return (
+            self.mode == "packed"
+            and self.static is not None
+            and self.replay is None
+            and not self.log_scores
+            and self.trimmers[name].static
+            and not torch.jit.is_tracing()
+            and not torch.compiler.is_compiling()
+        )
+
+    def _static_decision(self, site: Site) -> StaticDecision:
+        assert self.static is not None
+        trimmer = self.trimmers[site.name]
+
+        def decide() -> Tensor:
+            ids_1 = self._ids(site.stream)[:1]
+            return self._decide(trimmer(self.cls[site.stream][:1], None, ids_1), site.kind)
+
+        return self.static.decision(site.name, trimmer, self.threshold, decide)
 
     def _memory(self, attention: AttentionSpec) -> Stream:
         assert attention.memory_stream is not None

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smarttrim_cli.pruning.attention import masked_sdpa
-from smarttrim_cli.pruning.context import current, host_heads
+from smarttrim_cli.pruning.context import current
 from smarttrim_cli.pruning.decoder_memory import PackedHeads, SharedMemory, pack_memory, to_packed_memory
 from smarttrim_cli.pruning.sites import CROSS_HEAD, SELF_HEAD, Site
 from smarttrim_cli.pruning.static_heads import StaticHeads
@@ -90,8 +90,7 @@ class Decoder:
         if site not in self._packed:
             assert self.context is not None
             mask_BH, device = self._heads.get(site), self.memory.device
-            rows = None if mask_BH is None else host_heads(mask_BH)
-            every = self.context.static_heads(Site(self.stream, index, kind).name, rows)
+            rows, every = self.context.packed_heads(Site(self.stream, index, kind).name, mask_BH)
             if rows is None or every is not None:
                 self._packed[site] = every
             else:

@@ -80,7 +80,7 @@ class LayerSpec:
     output_of: str = ""
     input_of: str = ""
 
-    @property
+    @cached_property
     def attentions(self) -> tuple[tuple[str, AttentionSpec], ...]:
         """Kind of head site and attention, for all attentions there are."""
         found = (
@@ -94,6 +94,15 @@ class LayerSpec:
         """The attention of a kind of head site."""
         return dict(self.attentions)[kind]
 
+    def site(self, kind: str) -> Site:
+        """The layer's site of a kind."""
+        return self._sites[kind]
+
+    @cached_property
+    def _sites(self) -> dict[str, Site]:
+        kinds = (TOKEN, SELF_HEAD, CROSS_HEAD, CROSS_HEAD_1)
+        return {kind: Site(self.stream, self.index, kind) for kind in kinds}
+
 
 @dataclass(frozen=True)
 class Site:
@@ -103,7 +112,7 @@ class Site:
     layer: int
     kind: str
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Unique name, e.g. ``vision.3.token``."""
         return f"{self.stream}.{self.layer}.{self.kind}"

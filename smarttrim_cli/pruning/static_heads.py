@@ -4,6 +4,7 @@ Where decisions differ between instances, heads are another matrix for each, and
 time than MACs (:mod:`.packed_attention`). Where a trimmer's decisions are ``static`` the smaller matrices
 serve all of a batch and all batches, laid out for the CPU's kernels where the model is prepared
 (:mod:`.prepared`). They are made when first needed, and again when the weights or the decisions have changed.
+So are the decisions themselves: there is one per attention, and asking for it takes a dozen small operators.
 
 Legend: H heads, h kept heads, E head width, D width.
 """
@@ -11,6 +12,7 @@ Legend: H heads, h kept heads, E head width, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,11 +70,58 @@ def _layer(
     return lambda x: F.linear(x, weight, bias)
 
 
+@dataclass(frozen=True)
+class StaticDecision:
+    """What a site always decides.
+
+    Attributes:
+        mask_1H: Keep mask, float.
+        kept: Numbers of the kept heads; None keeps all.
+        made_of: Threshold, and the trimmer's tensors with their versions. Holding them rules out that
+            others come to lie where they were.
+    """
+
+    mask_1H: Tensor
+    kept: tuple[int, ...] | None
+    made_of: tuple[Any, ...]
+
+    def holds(self, made_of: tuple[Any, ...]) -> bool:
+        """Whether it was made of the very same."""
+        return len(made_of) == len(self.made_of) and all(
+            a is b or (not isinstance(a, Tensor) and a == b)
+            for a, b in zip(made_of, self.made_of, strict=True)
+        )
+
+
 class StaticHeadsOf:
     """The static heads of a model's sites, by name."""
 
     def __init__(self) -> None:
         self._sites: dict[str, StaticHeads] = {}
+        self._decisions: dict[str, StaticDecision] = {}
+
+    def decision(
+        self, name: str, trimmer: nn.Module, threshold: float, decide: Callable[[], Tensor]
+    ) -> StaticDecision:
+        """What a site decides, as it was the last time if neither its trimmer nor the threshold has changed.
+
+        Args:
+            name: Of the site.
+            trimmer: Its scores depend on buffers and parameters of its own alone.
+            threshold: What scores must be above.
+            decide: Gives the keep mask (1, H), float.
+        """
+        tensors = (*trimmer._buffers.values(), *trimmer._parameters.values())
+        versions = (0 if t is None or t.is_inference() else t._version for t in tensors)
+        made_of = (threshold, *tensors, *versions)
+        found = self._decisions.get(name)
+        if found is None or not found.holds(made_of):
+            mask_1H = decide()
+            kept = tuple(head for head, on in enumerate(mask_1H[0].tolist()) if on > 0.5)
+            everything = len(kept) == mask_1H.shape[1]
+            found = StaticDecision(mask_1H, None if everything else kept, made_of)
+            self._decisions[name] = found
+        return found
 
     def at(self, name: str, kept: tuple[int, ...], device: torch.device) -> StaticHeads:
         """Those of a site, as they were the last time if the same heads are kept."""

@@ -134,3 +134,38 @@ def test_decisions_that_differ_are_repeated_one_by_one() -> None:
         log = tiny.random_decisions(model, inputs)
         masked, packed = (model(inputs, mode, replay=log).output for mode in ("masked", "packed"))
     assert_close(packed, masked, atol=1e-5, rtol=1e-5)
+
+
+def test_decisions_are_taken_once_and_again_when_trimmer_or_threshold_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = ranked(tiny.METER, 0.5)
+    inputs = tiny.ragged_inputs(model.backbone)
+    name, trimmer = next((name, t) for name, t in model.sites.items() if t.static)
+    asked: list[int] = []
+    trimmer.register_forward_hook(lambda *args: asked.append(1))
+
+    def kept() -> Tensor:
+        with torch.no_grad():
+            return model(inputs, "packed").decisions.keep[name]
+
+    first = kept()
+    assert torch.equal(kept(), first) and len(asked) == 1
+    assert len(first) == len(inputs["pixel_values"])
+    assert not kept_differs(first)
+    model.threshold.fill_(100.0)
+    assert not kept().any() and len(asked) == 2
+    model.threshold.fill_(0.0)
+    trimmer.set_target(1.0)
+    assert kept().all() and len(asked) == 3
+    trimmer.load_state_dict(trimmer.state_dict() | {"keep_fraction": torch.tensor(0.0)}, assign=True)
+    assert not kept().any() and len(asked) == 4
+    with torch.no_grad():  # what is looked at, repeated or sampled is not remembered
+        model(inputs, "packed", log_scores=True)
+        model(inputs, "masked")
+    assert len(asked) == 6
+
+
+def kept_differs(keep_BH: Tensor) -> bool:
+    """Whether instances differ."""
+    return bool((keep_BH != keep_BH[:1]).any())
