@@ -131,7 +131,8 @@ class _TokenScores:
         if self.first is None or self.guided != (from_cls is not None):  # half a score would be a wrong one
             return None
         both = self.first(view.tokens[0])
-        projected_TD, local_TL = both[:, : self.width], F.gelu(both[:, self.width :])
+        projected_TD, local_TL = both[:, : self.width], both[:, self.width :]
+        local_TL = F.gelu(local_TL.contiguous())  # of rows that lie apart it takes several times as long
         scores_T = torch.addmv(self.last_bias, local_TL, self.last_L)
         if from_cls is None:
             return scores_T.unsqueeze(0)
