@@ -38,6 +38,7 @@ RECIPES = {
 TEXT_TOKENS = 10
 CALL_MACS = 4e7
 """What running a trimmer costs beside its MACs; ``docs/performance.md`` says how it was found."""
+NO_IMAGE, NO_IMAGE_SITE = "no image", "vision.0.token"
 STATIC_HEADS = "pruning.head_trimmer={name: saliency_head}"
 FEW_TRIMMERS = "pruning.token_trimmer={name: cross_modal, hidden_dim: 32, every: 2}"
 """A third of the recipes' width, at every second layer."""
@@ -138,6 +139,25 @@ def paying(recipe: Recipe, backbone: Any, speedup: float, fit: dict[str, Tensor]
     model.remove(unprofitable(model, as_batches(fit), CALL_MACS))
     calibrate(model, as_batches(fit), speedup)
     return model
+
+
+def without_image(recipe: Recipe, backbone: Any) -> TrimmedModel:
+    """The model with no image token but the CLS from the first layer on, and nothing else trimmed."""
+    sites = attach(recipe, backbone).sites
+    model = TrimmedModel(backbone, {NO_IMAGE_SITE: sites[NO_IMAGE_SITE]}).eval()
+    model.threshold.fill_(1e9)
+    return model
+
+
+def in_proportion(without: Mapping[str, float], macs: float) -> float:
+    """The promise that is kept if time falls evenly from all image tokens to none.
+
+    Args:
+        without: ``speedup`` and ``macs`` of the model without image tokens, over the full one.
+        macs: Full MACs over trimmed ones.
+    """
+    time, least = 1 / without["speedup"], 1 / without["macs"]
+    return 1 / (macs * (time + (1 / macs - least) / (1 - least) * (1 - time)))
 
 
 def as_batches(inputs: dict[str, Tensor]) -> list[Batch]:

@@ -4,7 +4,9 @@ Models, trimmers and words are those of ``benchmarks/latency.py``. All instances
 the numbers of tokens and the heads they keep; what is kept of a batch lies end to end, without padding.
 ``each alone`` runs the instances one by one; ``static heads`` has the same heads for all instances and no
 trimmers that do not pay. ``--few-trimmers`` measures models whose token trimmers are also small, and at every
-second layer, and nothing else. It prints a table and writes ``docs/results/batch.json``.
+second layer, and nothing else. ``no image`` keeps nothing of the images but their CLS; ``in line`` is the
+promise that would be kept if time fell evenly from the full model to that. It prints a table and writes
+``docs/results/batch.json``.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from typing import Any
 import torch
 from _full_size import (
     FEW_TRIMMERS,
+    NO_IMAGE,
     RESULTS,
     STATIC_HEADS,
     TINY,
     backbone_of,
     examples,
+    in_proportion,
     interleaved,
     joined,
     macs,
@@ -31,6 +35,7 @@ from _full_size import (
     recipe_of,
     start,
     trimmed_model,
+    without_image,
     write,
 )
 
@@ -47,6 +52,7 @@ def batches(
     backbone = backbone_of(recipe_of(name, *overrides))
     fit = joined(examples(backbone, 4, 100))
     models = (_few if few else _models)(name, backbone, speedups, fit, *overrides)
+    models[NO_IMAGE] = without_image(recipe_of(name, *overrides), backbone)
     for model in models.values():
         model.prepare()
     return {str(size): _one_size(models, examples(backbone, size), rounds, not few) for size in sizes}
@@ -92,6 +98,9 @@ def _one_size(
             row |= {"gmacs": trimmed, "macs": full / trimmed, "promise": row["speedup"] * trimmed / full}
             row["kept_tokens"] = _spread(chosen, inputs)
         rows[label] = row
+    for label, row in rows.items():
+        if "macs" in row and label != NO_IMAGE:
+            row["in_proportion"] = in_proportion(rows[NO_IMAGE], row["macs"])
     return rows
 
 
@@ -126,9 +135,11 @@ def main(argv: list[str] | None = None) -> None:
             found = batches(name, sizes, SPEEDUPS, args.rounds, args.few_trimmers)
         report["backbones"][name] = found
         for size, rows in found.items():
-            print(f"\n{name}, batch of {size}\n{'':20s}{'ms':>10s}{'time':>8s}{'MACs':>8s}{'promise':>9s}")
+            print(f"\n{name}, batch of {size}")
+            print(f"{'':20s}{'ms':>10s}{'time':>8s}{'MACs':>8s}{'promise':>9s}{'in line':>9s}")
             for label, row in rows.items():
                 rest = f"{row['macs']:7.2f}x{row['promise']:9.2f}" if "macs" in row else ""
+                rest += f"{row['in_proportion']:9.2f}" if "in_proportion" in row else ""
                 print(f"{label:20s}{row['ms']:10.1f}{row['speedup']:7.2f}x{rest}")
     write(args.output, report, args.add)
 

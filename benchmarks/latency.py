@@ -15,6 +15,8 @@ ratio of MACs: 1 would mean that all fewer MACs became less time (the paper: 0.8
   than they save, at the same MACs; ``static heads``: heads are also the same for all instances; ``few
   trimmers``: token trimmers are also small, and at every second layer. ``oracle``: plain layers of exactly
   these sizes; its own promise is what could be kept at best.
+- ``no image``: nothing of the image is kept but its CLS; ``in line``: the promise that would be kept if time
+  fell evenly from the full model to that.
 - ``tokens 2.0x``: tokens only, to the same MACs. ``tome``, ``trips``: what one would otherwise pick, merging
   and a fixed top-k of image tokens, to the same MACs.
 
@@ -32,12 +34,14 @@ from typing import Any
 import torch
 from _full_size import (
     FEW_TRIMMERS,
+    NO_IMAGE,
     RESULTS,
     STATIC_HEADS,
     TINY,
     as_batches,
     backbone_of,
     examples,
+    in_proportion,
     interleaved,
     joined,
     macs,
@@ -46,6 +50,7 @@ from _full_size import (
     recipe_of,
     start,
     trimmed_model,
+    without_image,
     write,
 )
 from _oracle import Oracle
@@ -128,6 +133,7 @@ def single(
     few = trimmed_model(recipe_of(name, STATIC_HEADS, FEW_TRIMMERS, *overrides), backbone, None, fit)
     few.remove(set(few.sites) - set(models[f"{speedups[0]}x{FEW}"].sites))
     models[f"keep all{FEW}"] = few
+    models[NO_IMAGE] = without_image(recipe, backbone)
     for speedup in speedups[:1]:
         only = trimmed_model(recipe, backbone, speedup, fit, lambda group: group.startswith("token"))
         models[f"tokens {speedup}x"] = only
@@ -158,6 +164,9 @@ def single(
             )
     times = interleaved(variants, count, rounds)
     table = {label: _row(times, label, models, instances) for label in variants}
+    for label, row in table.items():
+        if "macs" in row and label != NO_IMAGE:
+            row["in_proportion"] = in_proportion(table[NO_IMAGE], row["macs"])
     return {
         "host_ms": statistics.median(as_shipped["host"]),
         "full_over_host": ratio(as_shipped["host"], as_shipped["ours"]),
@@ -265,9 +274,10 @@ def show(name: str, report: dict[str, Any]) -> None:
     share = report["trimmers_and_packing_share"]
     few = report["few_trimmers_and_packing_share"]
     print(f"{report['prepared_over_host']:.2f}x; trimmers and packing take {share:.1%}, if few {few:.1%}")
-    print(f"{'':20s}{'ms':>8s}{'time':>8s}{'MACs':>8s}{'promise':>9s}")
+    print(f"{'':20s}{'ms':>8s}{'time':>8s}{'MACs':>8s}{'promise':>9s}{'in line':>9s}")
     for label, row in report["rows"].items():
         rest = f"{row['macs']:7.2f}x{row['promise']:9.2f}" if "macs" in row else ""
+        rest += f"{row['in_proportion']:9.2f}" if "in_proportion" in row else ""
         print(f"{label:20s}{row['ms']:8.1f}{row['speedup']:7.2f}x{rest}")
     for label, row in report["oracle"].items():
         print(

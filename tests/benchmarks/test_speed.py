@@ -10,6 +10,7 @@ import kernels
 import latency
 import pytest
 import torch
+from _full_size import in_proportion
 
 
 @pytest.mark.parametrize("name", ["meter", "blip"])
@@ -27,6 +28,7 @@ def test_latency(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert rows["1.5x"]["promise"] == pytest.approx(rows["1.5x"]["speedup"] / rows["1.5x"]["macs"])
     kinds = ("", ", static heads", ", few trimmers")
     assert set(found["oracle"]) == {f"{speedup}x{kind}" for speedup in (1.3, 1.5) for kind in kinds}
+    assert rows["1.5x"]["in_proportion"] > 0 and "in_proportion" not in rows["no image"]
     of_one = found["oracle"]["1.5x"]
     assert of_one["macs"] == pytest.approx(rows["1.5x"]["macs"], rel=0.3)
     assert of_one["ours_over_oracle"] > 0
@@ -41,15 +43,27 @@ def test_batch(tmp_path: Path) -> None:
     common = ["--quick", "--threads", threads, "--output", str(file)]
     batch.main(["--backbone", "meter", *common])
     rows = json.loads(file.read_text("utf-8"))["backbones"]["meter"]["3"]
-    assert list(rows) == ["full", "1.3x", "tokens 1.3x", "1.3x, static heads", "1.3x, each alone"]
+    trimmed = ["1.3x", "tokens 1.3x", "1.3x, static heads", "1.3x, each alone"]
+    assert set(rows) == {"full", "no image", *trimmed}
+    assert all(rows[label]["in_proportion"] > 0 for label in trimmed)
+    assert rows["no image"]["macs"] > rows["1.3x"]["macs"] and "in_proportion" not in rows["no image"]
     assert rows["1.3x"]["kept_tokens"]["fewest"] <= rows["1.3x"]["kept_tokens"]["most"]
     assert rows["1.3x"]["gmacs"] == pytest.approx(rows["1.3x, each alone"]["gmacs"])
     batch.main(["--backbone", "blip", "--few-trimmers", "--add", *common])
     both = json.loads(file.read_text("utf-8"))["backbones"]
-    assert both["meter"]["3"] == rows and list(both["blip"]["3"]) == ["full", "1.3x, few trimmers"]
+    assert both["meter"]["3"] == rows
+    assert set(both["blip"]["3"]) == {"full", "1.3x, few trimmers", "no image"}
     file.write_text(json.dumps({"environment": {}, "backbones": {}}), "utf-8")
     with pytest.raises(SystemExit, match="measured elsewhere"):
         batch.main(["--backbone", "blip", "--few-trimmers", "--add", *common])
+
+
+def test_in_proportion_by_hand() -> None:
+    """The full model takes 100 and does 100; without an image it takes 40 and does 20."""
+    without = {"speedup": 100 / 40, "macs": 100 / 20}
+    assert in_proportion(without, 100 / 60) == pytest.approx((100 / 70) / (100 / 60))  # halfway
+    assert in_proportion(without, 1.0) == pytest.approx(1.0)
+    assert in_proportion(without, without["macs"]) == pytest.approx(without["speedup"] / without["macs"])
 
 
 def test_kernels(tmp_path: Path) -> None:
