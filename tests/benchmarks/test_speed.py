@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import batch
+import keep_all
 import kernels
 import latency
 import pytest
@@ -56,6 +57,20 @@ def test_batch(tmp_path: Path) -> None:
     file.write_text(json.dumps({"environment": {}, "backbones": {}}), "utf-8")
     with pytest.raises(SystemExit, match="measured elsewhere"):
         batch.main(["--backbone", "blip", "--few-trimmers", "--add", *common])
+
+
+@pytest.mark.parametrize("name", ["meter", "blip"])
+def test_keep_all(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "keep_all.json"
+    threads = str(torch.get_num_threads())
+    common = ["--quick", "--rounds", "2", "--threads", threads, "--output", str(file)]
+    keep_all.main(["--backbone", name, *common])
+    found = json.loads(file.read_text("utf-8"))["backbones"][name]
+    few, paper = found["few trimmers"], found["paper's trimmers"]
+    assert 0 < few["trimmers"] < paper["trimmers"]
+    for row in (few, paper):
+        assert row["quartiles"][0] <= row["share"] <= row["quartiles"][1]
+    assert f"{name}, {few['trimmers']} few trimmers: " in capsys.readouterr().out
 
 
 def test_in_proportion_by_hand() -> None:
