@@ -141,6 +141,13 @@ def paying(recipe: Recipe, backbone: Any, speedup: float, fit: dict[str, Tensor]
     return model
 
 
+def few_keeping_all(recipe: Recipe, backbone: Any, speedup: float, fit: dict[str, Tensor]) -> TrimmedModel:
+    """The trimmers that pay at a speed-up, keeping all."""
+    model = trimmed_model(recipe, backbone, None, fit)
+    model.remove(set(model.sites) - set(paying(recipe, backbone, speedup, fit).sites))
+    return model
+
+
 def without_image(recipe: Recipe, backbone: Any) -> TrimmedModel:
     """The model with no image token but the CLS from the first layer on, and nothing else trimmed."""
     sites = attach(recipe, backbone).sites

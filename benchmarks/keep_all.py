@@ -20,9 +20,9 @@ from _full_size import (
     TINY,
     backbone_of,
     examples,
+    few_keeping_all,
     interleaved,
     joined,
-    paying,
     recipe_of,
     start,
     trimmed_model,
@@ -44,12 +44,10 @@ def shares(name: str, speedup: float, rounds: int, *overrides: str) -> dict[str,
     recipe, few = recipe_of(name, *overrides), recipe_of(name, STATIC_HEADS, FEW_TRIMMERS, *overrides)
     backbone = backbone_of(recipe)
     fit = joined(examples(backbone, 4, 100))
-    at_few = paying(few, backbone, speedup, fit)
     models: dict[str, TrimmedModel] = {
         "paper's trimmers": trimmed_model(recipe, backbone, None, fit),
-        "few trimmers": trimmed_model(few, backbone, None, fit),
+        "few trimmers": few_keeping_all(few, backbone, speedup, fit),
     }
-    models["few trimmers"].remove(set(models["few trimmers"].sites) - set(at_few.sites))
     for model in models.values():
         model.prepare()
     instances, first = examples(backbone, 2), models["paper's trimmers"]

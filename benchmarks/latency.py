@@ -41,6 +41,7 @@ from _full_size import (
     as_batches,
     backbone_of,
     examples,
+    few_keeping_all,
     in_proportion,
     interleaved,
     joined,
@@ -130,9 +131,8 @@ def single(
         models[f"{speedup}x{FEW}"] = paying(
             recipe_of(name, STATIC_HEADS, FEW_TRIMMERS, *overrides), backbone, speedup, fit
         )
-    few = trimmed_model(recipe_of(name, STATIC_HEADS, FEW_TRIMMERS, *overrides), backbone, None, fit)
-    few.remove(set(few.sites) - set(models[f"{speedups[0]}x{FEW}"].sites))
-    models[f"keep all{FEW}"] = few
+    few = recipe_of(name, STATIC_HEADS, FEW_TRIMMERS, *overrides)
+    models[f"keep all{FEW}"] = few_keeping_all(few, backbone, speedups[0], fit)
     models[NO_IMAGE] = without_image(recipe, backbone)
     for speedup in speedups[:1]:
         only = trimmed_model(recipe, backbone, speedup, fit, lambda group: group.startswith("token"))

@@ -278,6 +278,7 @@ def targets(results: dict[str, Any]) -> str:
                 "below 0.02",
                 [found["share"]],
                 found["share"] < 0.02,
+                3,
             )
     return table(("what", "target", "measured", "met"), rows)
 

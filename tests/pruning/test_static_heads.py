@@ -136,9 +136,7 @@ def test_decisions_that_differ_are_repeated_one_by_one() -> None:
     assert_close(packed, masked, atol=1e-5, rtol=1e-5)
 
 
-def test_decisions_are_taken_once_and_again_when_trimmer_or_threshold_change(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_decisions_are_taken_once_and_again_when_trimmer_or_threshold_change() -> None:
     model = ranked(tiny.METER, 0.5)
     inputs = tiny.ragged_inputs(model.backbone)
     name, trimmer = next((name, t) for name, t in model.sites.items() if t.static)
