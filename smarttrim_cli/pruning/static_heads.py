@@ -11,7 +11,8 @@ Legend: H heads, h kept heads, E head width, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,8 @@ class StaticHeads:
 
     def __init__(self, kept: tuple[int, ...], device: torch.device) -> None:
         self.kept = kept
-        self.index_h = torch.tensor(kept, dtype=torch.long, device=device)
+        with _for_good():
+            self.index_h = torch.tensor(kept, dtype=torch.long, device=device)
         self._parts: dict[int, tuple[Any, nn.Linear, Callable[[Tensor], Tensor]]] = {}
 
     def through(self, x: Tensor, linear: nn.Linear, cut: Callable[[nn.Linear, Tensor], Part]) -> Tensor:
@@ -63,11 +65,19 @@ class StaticHeads:
 def _layer(
     linear: nn.Linear, cut: Callable[[nn.Linear, Tensor], Part], index_h: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    weight, bias = (None if part is None else part.detach() for part in cut(linear, index_h))
+    with _for_good():
+        weight, bias = (None if part is None else part.detach() for part in cut(linear, index_h))
     assert weight is not None
     if isinstance(linear, PreparedLinear):
         return LaidOutLinear(weight, bias)
     return lambda x: F.linear(x, weight, bias)
+
+
+@contextmanager
+def _for_good() -> Iterator[None]:
+    """What is made here may be made in inference mode and used where gradients are taken later."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,8 @@ class StaticHeadsOf:
         made_of = (threshold, *tensors, *versions)
         found = self._decisions.get(name)
         if found is None or not found.holds(made_of):
-            mask_1H = decide()
+            with _for_good():
+                mask_1H = decide()
             kept = tuple(head for head, on in enumerate(mask_1H[0].tolist()) if on > 0.5)
             everything = len(kept) == mask_1H.shape[1]
             found = StaticDecision(mask_1H, None if everything else kept, made_of)

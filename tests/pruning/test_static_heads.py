@@ -167,3 +167,19 @@ def test_decisions_are_taken_once_and_again_when_trimmer_or_threshold_change() -
 def kept_differs(keep_BH: Tensor) -> bool:
     """Whether instances differ."""
     return bool((keep_BH != keep_BH[:1]).any())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("variant", FORMS, ids=str)
+def test_what_is_made_in_inference_mode_serves_where_gradients_are_taken(
+    variant: tiny.Variant, frozen: bool
+) -> None:
+    model = ranked(variant, 0.5)
+    inputs = tiny.ragged_inputs(model.backbone)
+    for name, parameter in model.backbone.named_parameters():
+        parameter.requires_grad_(not frozen or "embed" in name)
+    with torch.inference_mode():
+        model(inputs, "packed")
+    output = model(inputs, "packed").output
+    (output if isinstance(output, Tensor) else output[0]).float().sum().backward()
+    assert any(parameter.grad is not None for parameter in model.backbone.parameters())
