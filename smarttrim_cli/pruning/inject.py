@@ -17,7 +17,7 @@ from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.attention import attend, plain_attention
 from smarttrim_cli.pruning.context import current
 from smarttrim_cli.pruning.projections import ADAPTERS, BertProjections, Projections, TimmProjections
-from smarttrim_cli.pruning.sites import HOSTED, Architecture, Site
+from smarttrim_cli.pruning.sites import HOSTED, Architecture
 
 _SITE = "_smarttrim_site"
 
@@ -103,4 +103,4 @@ def attach_attention(backbone: nn.Module, architecture: Architecture) -> None:
             ADAPTERS[spec.style].check(module, spec.path)
             host: Any = type(module)
             module.__class__ = _context_aware(host, spec.style)
-            setattr(module, _SITE, Site(layer.stream, layer.index, kind).name)
+            setattr(module, _SITE, layer.site(kind).name)

@@ -55,7 +55,7 @@ def recording(
         for layer in layers:
             handles = _watch_output(backbone, layer, found) if hidden else []
             for kind, spec in layer.attentions if attention else ():
-                handles += _watch_attention(backbone, Site(layer.stream, layer.index, kind), spec, found)
+                handles += _watch_attention(backbone, layer.site(kind), spec, found)
             for handle in handles:
                 stack.callback(handle.remove)
         yield found

@@ -83,7 +83,7 @@ class _ProbingContext(ForwardContext):
     scores: dict[str, Tensor] = field(default_factory=dict)
 
     def _trim_tokens(self, spec: LayerSpec, hidden: Tensor) -> Tensor:
-        name = Site(spec.stream, spec.index, TOKEN).name
+        name = spec.site(TOKEN).name
         stream = self.streams[spec.stream]
         assert isinstance(stream, MaskedStream)
         if name in self.trimmers:

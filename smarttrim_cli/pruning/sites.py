@@ -193,6 +193,6 @@ class Architecture:
         """All sites, or those of the named groups, in the order the forward reaches them."""
         for layer in self.layers:
             for kind in (TOKEN, *(kind for kind, _ in layer.attentions)):
-                site = Site(layer.stream, layer.index, kind)
+                site = layer.site(kind)
                 if kind in layer.kinds and (groups is None or site.group in groups):
                     yield site

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.objective import Objective, StatefulLoss
 from smarttrim_cli.pruning.recording import Recording, recording
-from smarttrim_cli.pruning.sites import SELF_HEAD, LayerSpec, Site
+from smarttrim_cli.pruning.sites import SELF_HEAD, LayerSpec
 
 _MASKED = -1e4
 _MASK_OF = {"text": "attention_mask", "decoder": "answer_mask"}
@@ -178,7 +178,7 @@ def _attention(pairs: Pairs, own: Recording, teachers: Recording, inputs: Mappin
     losses = []
     for layer, model in pairs:
         for kind, spec in layer.attentions:
-            mine, theirs = (Site(x.stream, x.index, kind).name for x in (layer, model))
+            mine, theirs = (x.site(kind).name for x in (layer, model))
             queries = own.queries[mine]
             keys_of = spec.memory_stream or layer.stream
             real_keys = real_tokens(inputs, keys_of, len(queries))
