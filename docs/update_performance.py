@@ -87,6 +87,18 @@ def keep_all(result: dict[str, Any]) -> str:
     return f"{machine(result['environment'])} {result['rounds']} rounds.\n\n{table(head, rows)}"
 
 
+def varying(result: dict[str, Any]) -> str:
+    """Instances that were never met over repeated ones."""
+    rows = []
+    for name, found in result["backbones"].items():
+        low, middle, high = found["gmacs"]
+        parts = ", ".join(f"{ratio:.3f}" for ratio in found["first_over_again"])
+        cost = f"{low:.1f} to {high:.1f}, median {middle:.1f}"
+        rows.append([NAMES[name], str(found["instances"]), cost, f"{found['again_ms']:.0f}", parts])
+    head = ("", "instances", "GMACs", "again, ms", "first over again, by quarter of the row")
+    return machine(result["environment"]) + "\n\n" + table(head, rows)
+
+
 def oracle(result: dict[str, Any]) -> str:
     """Against plain layers of the same sizes."""
     rows = [
@@ -287,6 +299,7 @@ TABLES = {
     "latency": ("latency", latency),
     "costs": ("latency", costs),
     "keep-all": ("keep_all", keep_all),
+    "varying": ("varying", varying),
     "oracle": ("latency", oracle),
     "paying": ("latency_paying", latency),
     "paying-oracle": ("latency_paying", oracle),

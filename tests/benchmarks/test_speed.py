@@ -11,6 +11,7 @@ import kernels
 import latency
 import pytest
 import torch
+import varying
 from _full_size import in_proportion
 
 
@@ -71,6 +72,16 @@ def test_keep_all(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for row in (few, paper):
         assert row["quartiles"][0] <= row["share"] <= row["quartiles"][1]
     assert f"{name}, {few['trimmers']} few trimmers: " in capsys.readouterr().out
+
+
+def test_varying(tmp_path: Path) -> None:
+    file = tmp_path / "varying.json"
+    common = ["--quick", "--count", "6", "--parts", "2", "--threads", str(torch.get_num_threads())]
+    varying.main(["--backbone", "meter", *common, "--output", str(file)])
+    found = json.loads(file.read_text("utf-8"))["backbones"]["meter"]
+    assert found["instances"] == 6 and len(found["first_over_again"]) == 2
+    low, middle, high = found["gmacs"]
+    assert 0 < low <= middle <= high
 
 
 def test_in_proportion_by_hand() -> None:
