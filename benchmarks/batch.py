@@ -55,7 +55,10 @@ def batches(
     models[NO_IMAGE] = without_image(recipe_of(name, *overrides), backbone)
     for model in models.values():
         model.prepare()
-    return {str(size): _one_size(models, examples(backbone, size), rounds, not few) for size in sizes}
+    return {
+        str(size): _one_size(models, examples(backbone, size), rounds * max(sizes) // size, not few)
+        for size in sizes
+    }
 
 
 def _models(
@@ -119,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", choices=("meter", "blip"), action="append")
     parser.add_argument("--batch-size", type=int, action="append")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4, help="of the largest batch; more of smaller ones")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--few-trimmers", action="store_true", help="only the full model and those")
     parser.add_argument("--add", action="store_true", help="leave the other backbone in the file as it is")
