@@ -7,6 +7,7 @@ taken, by the real trimmers, and differ between instances.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -246,6 +247,21 @@ def interleaved(
 def ratio(numerator: list[float], denominator: list[float]) -> float:
     """Median of the ratios of neighbouring measurements: what disturbs both cancels."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def arguments(doc: str | None, output: Path) -> argparse.ArgumentParser:
+    """What benchmarks of both backbones are asked for in common.
+
+    Args:
+        doc: The benchmark's docstring.
+        output: Where its JSON goes if nothing is said.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n", 1)[0])
+    parser.add_argument("--backbone", choices=("meter", "blip"), action="append")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="tiny models: does everything run?")
+    parser.add_argument("--output", type=Path, default=output)
+    return parser
 
 
 def start(threads: int) -> dict[str, Any]:

@@ -11,10 +11,8 @@ promise that would be kept if time fell evenly from the full model to that. It p
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from _full_size import (
     RESULTS,
     STATIC_HEADS,
     TINY,
+    arguments,
     backbone_of,
     examples,
     in_proportion,
@@ -119,15 +118,11 @@ def _spread(model: TrimmedModel, inputs: dict[str, Any]) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbone", choices=("meter", "blip"), action="append")
+    parser = arguments(__doc__, RESULTS / "batch.json")
     parser.add_argument("--batch-size", type=int, action="append")
     parser.add_argument("--rounds", type=int, default=4, help="of the largest batch; more of smaller ones")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--few-trimmers", action="store_true", help="only the full model and those")
     parser.add_argument("--add", action="store_true", help="leave the other backbone in the file as it is")
-    parser.add_argument("--quick", action="store_true", help="tiny models: does everything run?")
-    parser.add_argument("--output", type=Path, default=RESULTS / "batch.json")
     args = parser.parse_args(argv)
     report: dict[str, Any] = {"environment": start(args.threads), "backbones": {}}
     for name in args.backbone or ("meter", "blip"):

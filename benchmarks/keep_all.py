@@ -8,9 +8,7 @@ that name there. It prints shares of the full model's time, and writes ``docs/re
 
 from __future__ import annotations
 
-import argparse
 import statistics
-from pathlib import Path
 from typing import Any
 
 from _full_size import (
@@ -18,6 +16,7 @@ from _full_size import (
     RESULTS,
     STATIC_HEADS,
     TINY,
+    arguments,
     backbone_of,
     examples,
     few_keeping_all,
@@ -68,12 +67,8 @@ def shares(name: str, speedup: float, rounds: int, *overrides: str) -> dict[str,
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbone", choices=("meter", "blip"), action="append")
+    parser = arguments(__doc__, RESULTS / "keep_all.json")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="tiny models: does everything run?")
-    parser.add_argument("--output", type=Path, default=RESULTS / "keep_all.json")
     args = parser.parse_args(argv)
     report: dict[str, Any] = {"environment": start(args.threads), "rounds": args.rounds, "backbones": {}}
     for name in args.backbone or ("meter", "blip"):

@@ -25,10 +25,8 @@ It prints tables and writes ``docs/results/latency.json``.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +36,7 @@ from _full_size import (
     RESULTS,
     STATIC_HEADS,
     TINY,
+    arguments,
     as_batches,
     backbone_of,
     examples,
@@ -293,17 +292,13 @@ def show(name: str, report: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbone", choices=("meter", "blip"), action="append")
+    parser = arguments(__doc__, RESULTS / "latency.json")
     parser.add_argument("--instances", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--no-growth", action="store_true", help="leave out the tables over sparsity and size"
     )
     parser.add_argument("--add", action="store_true", help="leave the other backbone in the file as it is")
-    parser.add_argument("--quick", action="store_true", help="tiny models: does everything run?")
-    parser.add_argument("--output", type=Path, default=RESULTS / "latency.json")
     args = parser.parse_args(argv)
     report: dict[str, Any] = {"environment": start(args.threads), "backbones": {}}
     for name in args.backbone or ("meter", "blip"):

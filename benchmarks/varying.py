@@ -11,10 +11,8 @@ It prints a table and writes ``docs/results/varying.json``.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from _full_size import (
     RESULTS,
     STATIC_HEADS,
     TINY,
+    arguments,
     backbone_of,
     examples,
     joined,
@@ -67,14 +66,10 @@ def first_and_again(model: TrimmedModel, instances: list[dict[str, Tensor]]) -> 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbone", choices=("meter", "blip"), action="append")
+    parser = arguments(__doc__, RESULTS / "varying.json")
     parser.add_argument("--speedup", type=float, default=2.5)
     parser.add_argument("--count", type=int, default=80, help="instances")
     parser.add_argument("--parts", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="tiny models: does everything run?")
-    parser.add_argument("--output", type=Path, default=RESULTS / "varying.json")
     args = parser.parse_args(argv)
     report: dict[str, Any] = {"environment": start(args.threads), "speedup": args.speedup, "backbones": {}}
     for name in args.backbone or ("meter", "blip"):
