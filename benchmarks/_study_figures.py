@@ -94,7 +94,7 @@ def heads(path: Path, cells: Cells, base: str) -> bool:
         axes.axhline(full[1], color=INK, linewidth=0.8, linestyle=(0, (1, 2)), label="full model")
     axes.set_xlabel("share of heads kept")
     axes.set_ylabel(there[0].metric)
-    figure.legend(frameon=False, fontsize=8.5, loc="outside right upper")
+    figure.legend(frameon=False, fontsize=8.5, loc="outside right upper", handlelength=3.5)
     _save(figure, path)
     return True
 
