@@ -74,6 +74,16 @@ def test_keep_all(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert f"{name}, {few['trimmers']} few trimmers: " in capsys.readouterr().out
 
 
+def test_unlike_instances_differ_in_their_images_alone() -> None:
+    alike = [
+        {"pixel_values": torch.zeros(1, 3, 8, 8), "input_ids": torch.tensor([[index]])} for index in range(5)
+    ]
+    made = varying.unlike(alike)
+    assert [int(one["input_ids"]) for one in made] == [0, 1, 2, 3, 4]
+    rows = [one["pixel_values"].std(dim=2).mean() for one in made]  # contrast, whatever the side's brightness
+    assert all(later > 1.5 * before for before, later in zip(rows, rows[1:], strict=False))
+
+
 def test_varying(tmp_path: Path) -> None:
     file = tmp_path / "varying.json"
     common = ["--quick", "--count", "6", "--parts", "2", "--threads", str(torch.get_num_threads())]
