@@ -62,6 +62,9 @@ def _claims(cells: Cells) -> Iterator[Row]:
     yield from (_beats(cells, _DENSE, OURS, "ours_local", ratio, 0.30) for ratio in (2.5, 3.5))
     for ratio in (1.5, 2.0, 2.5, 3.0):
         yield from (_no_worse(cells, method, ratio) for method in (OURS, _ALL))
+    for ratio in (2.0, 2.5):
+        for switch in ("no_stable_init", "no_curriculum"):
+            yield _beats(cells, _ORDINARY, PAPER, switch, ratio, 0.30)
     for keep in (0.2, 0.3, 0.4, 0.5):
         for other in ("grad_all_head", "grad_layer_head", "random_head"):
             yield _heads(cells, other, keep)

@@ -316,6 +316,7 @@ def test_claims() -> None:
             made_up("smarttrim", 0.985, scores="1111"),
             made_up("trips", 0.5, scores="1010"),
             made_up("random", 0.95, scores="1111"),
+            made_up("no_curriculum", 0.5, scores="1010"),
             made_up("learned_head", 0.75, at=None, keep=0.5, scores="1110"),
             made_up("random_head", 0.25, at=None, keep=0.5, scores="1000"),
         ]
@@ -325,6 +326,8 @@ def test_claims() -> None:
     assert rows["SmartTrim, ordinary, 2.0x: at least 10 points above trips"] == "yes"
     assert rows["SmartTrim, ordinary, 2.0x: at least 10 points above random"] == "**no**"
     assert rows["SmartTrim, ordinary, 3.0x: at least 95% of the full model's score"] == "-"
+    assert rows["SmartTrim, ordinary, 2.0x: at least 30 points above no_curriculum"] == "yes"
+    assert rows["SmartTrim, ordinary, 2.0x: at least 30 points above no_stable_init"] == "-"
     assert rows["learned heads, 0.5 kept: above random"] == "yes"
 
 
