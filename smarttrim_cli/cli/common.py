@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +18,19 @@ import typer
 
 import smarttrim_cli
 from smarttrim_cli.cli.console import Console
-from smarttrim_cli.errors import SmartTrimError, UserError, naming
+from smarttrim_cli.errors import SmartTrimError, UserError
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR)
+_REFUSED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENOENT,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 def _print_version(value: bool) -> None:
@@ -150,27 +161,36 @@ def split_target(arguments: Sequence[str] | None) -> tuple[str | None, list[str]
     return (targets[0] if targets else None), overrides
 
 
-def check_output(path: Path | None) -> None:
-    """Refuse an ``--output`` that cannot be written, before the work is done.
+def check_output(path: Path | None, option: str = "--output") -> None:
+    """Refuse a file that cannot be written, before the work is done.
 
     Raises:
-        UserError: It is a directory, or its folder cannot be made.
+        UserError: It is a directory, its folder cannot be made, or nothing can be written there.
     """
     if path is None:
         return
+    where = f"{option} {path}"
     if path.is_dir():
-        raise UserError("is a directory, not a file", where=f"--output {path}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make its folder: {error.strerror}", where=f"--output {path}") from error
+        raise UserError("is a directory, not a file", where=where)
+    if not path.exists() or path.is_file():  # others are devices and pipes, which need no folder
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make its folder: {error.strerror}", where=where) from error
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):  # some folders exist and take no files
+                pass
+        except OSError as error:
+            raise UserError(f"cannot be written: {error.strerror}", where=where) from error
+    if path.exists() and not os.access(path, os.W_OK):
+        raise UserError(f"cannot be written: {os.strerror(errno.EACCES)}", where=where)
 
 
 def deliver(console: Console, result: Any, text: str, *, as_json: bool, output: Path | None) -> None:
     """Print a result as text or JSON, and write it to ``output`` if there is one."""
     from smarttrim_cli.cli.render import to_json
+    from smarttrim_cli.engine.files import write_text
 
+    console.result(to_json(result) if as_json else text)  # first: it should not be lost with the file
     if output is not None:
-        with naming(output):
-            output.write_text(to_json(result), encoding="utf-8", newline="\n")
-    console.result(to_json(result) if as_json else text)
+        write_text(output, to_json(result))

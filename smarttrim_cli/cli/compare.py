@@ -11,7 +11,7 @@ import typer
 from smarttrim_cli.cli.common import AsJson, Require, check_output
 from smarttrim_cli.cli.console import Console
 from smarttrim_cli.cli.require import enforce, parse_requirements
-from smarttrim_cli.errors import UserError, naming
+from smarttrim_cli.errors import UserError
 
 
 class Format(str, Enum):
@@ -68,8 +68,10 @@ def compare(
     chosen = "json" if as_json else (form or Format.TEXT).value
     requirements = parse_requirements(require)
     check_output(output)
+    check_output(plot, "--plot")
     from smarttrim_cli.cli import render_compare
     from smarttrim_cli.engine.compare import compare as run
+    from smarttrim_cli.engine.files import write_text
 
     result = run(
         runs,
@@ -79,9 +81,8 @@ def compare(
         published=published,
         reporter=console,
     )
+    console.result(render_compare.FORMATS[chosen](result))
     if output is not None:
         written = render_compare.ENDINGS.get(output.suffix.lower(), chosen)
-        with naming(output):
-            output.write_text(render_compare.FORMATS[written](result), encoding="utf-8", newline="\n")
-    console.result(render_compare.FORMATS[chosen](result))
+        write_text(output, render_compare.FORMATS[written](result))
     enforce(requirements, render_compare.required(result))

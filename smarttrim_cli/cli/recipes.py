@@ -42,11 +42,12 @@ def show(
 ) -> None:
     """Print a recipe."""
     from smarttrim_cli.recipe import find_recipe, load_recipe, resolved_yaml
+    from smarttrim_cli.recipe.source import read_recipe_text
 
     if resolved or overrides:
         console.result(resolved_yaml(load_recipe(recipe, overrides or ())))
     else:
-        console.result(find_recipe(recipe).read_text(encoding="utf-8-sig"))
+        console.result(read_recipe_text(find_recipe(recipe)))
 
 
 def validate(

@@ -89,6 +89,8 @@ def field(entry: dict[str, Any], key: str, kind: type, where: str) -> Any:
     value = entry[key]
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(f"{key} is {_shown(value)}, not {_KINDS[kind]}", where=where)
+    if isinstance(value, str):
+        _refuse_half_characters(value, key, where)
     return value
 
 
@@ -101,7 +103,18 @@ def texts(entry: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
     value = field(entry, key, list, where)
     if not value or not all(isinstance(text, str) for text in value):
         raise UserError(f"{key} is {_shown(value)}, not a list of texts", where=where)
+    for text in value:
+        _refuse_half_characters(text, key, where)
     return tuple(value)
+
+
+def _refuse_half_characters(text: str, key: str, where: str) -> None:
+    """JSON can spell half of a character (a lone surrogate), which no tokenizer and no file takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = ascii(text[error.start])
+        raise UserError(f"{key} has half of a character at {error.start}: {found}", where=where) from error
 
 
 def _shown(value: Any) -> str:

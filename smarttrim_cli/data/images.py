@@ -69,13 +69,18 @@ def _problem(source: ImageSource, error: Exception) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to 8-bit RGB."""
+    """Convert an image of any mode to 8-bit RGB.
+
+    White is 65535 in 16 bits; in 32 bits also 255, and in floating point 1, where no pixel is beyond that.
+    """
     if image.mode.startswith("I;16") or image.mode == "I":
-        grey_HW = np.asarray(image).astype(np.int64).clip(0, 65535) // 257
-        return Image.fromarray(grey_HW.astype(np.uint8)).convert("RGB")
+        grey_HW = np.asarray(image).astype(np.int64).clip(0, 65535)
+        eight_bit = image.mode == "I" and grey_HW.max(initial=0) <= 255
+        return Image.fromarray((grey_HW if eight_bit else grey_HW // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        grey_HW = np.nan_to_num(np.asarray(image)).clip(0, 255)
-        return Image.fromarray(grey_HW.astype(np.uint8)).convert("RGB")
+        grey_HW = np.nan_to_num(np.asarray(image))
+        white = 1.0 if grey_HW.max(initial=0.0) <= 1 else 255.0
+        return Image.fromarray((grey_HW * (255 / white)).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

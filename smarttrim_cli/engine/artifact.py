@@ -101,6 +101,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     missing = [key for key in _KEYS if key not in config]
     if missing:
         raise UserError(f"incomplete: it lacks {', '.join(missing)}", where=str(folder / CONFIG))
+    try:
+        Form.from_dict(config["form"])
+        TrimmerConfig(**config["trimmers"])
+        _ = config["backbone"]["name"], config["task"]["name"]
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"damaged: {error}", where=str(folder / CONFIG)) from error
     return config
 
 

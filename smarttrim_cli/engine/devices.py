@@ -73,6 +73,7 @@ def describe_environment(device: torch.device) -> dict[str, str | int]:
     return {
         "device": device.type,
         "device_name": name,
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # of processors sold under one name
         "threads": torch.get_num_threads(),
         "dtype": "float32",
         "python": platform.python_version(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from smarttrim_cli.engine.files import check_writable, finite, write_json, write
 from smarttrim_cli.engine.inference import Predictions, batches, make_ready, predict
 from smarttrim_cli.engine.relevance import watch
 from smarttrim_cli.engine.report import Reporter, SilentReporter
-from smarttrim_cli.engine.runs import find_subject, require_model
+from smarttrim_cli.engine.runs import find_subject, require_model, warn_of_unused
 from smarttrim_cli.engine.scores import as_published, collapse_warning, paired, per_pair, score_summary
 from smarttrim_cli.engine.sharing import share_of_this_process
+from smarttrim_cli.errors import UserError
 from smarttrim_cli.recipe import Recipe
 from smarttrim_cli.tasks.base import Record, Task
 from smarttrim_cli.tasks.records import read_records
@@ -45,7 +46,8 @@ def evaluate(
         baselines: Ways of trimming to compare with on the same weights, at equal MACs: ``random``, ``tome``,
             ``grad_all``, ``grad_layer``.
         predictions_out: JSON-lines file for the predictions.
-        from_predictions: Score this file instead of running the model.
+        from_predictions: Score this file instead of running the model; nothing that needs the model may be
+            asked for beside it.
         submission_out: File for the official submission format.
         reporter: Receives messages and progress.
 
@@ -53,8 +55,9 @@ def evaluate(
         ``metric`` (name of the main one); ``full`` and ``trimmed`` with score, standard error, scores by type
         and GMACs; ``difference`` (trimmed minus full, paired, 95 % interval); ``speedup.macs``;
         ``baselines``; ``split`` and ``count``. On scenes also ``relevance``, ``relevance_patches`` and
-        ``difficulty`` (:mod:`.relevance`). Of several processes (``torchrun``) each runs its part of the
-        split; all but the first return nothing, and write nothing.
+        ``difficulty`` (:mod:`.relevance`). Of stored predictions ``missing``: how many instances have none.
+        Of several processes (``torchrun``) each runs its part of the split; all but the first return nothing,
+        and write nothing.
     """
     reporter = reporter or SilentReporter()
     check_writable(predictions_out, "--predictions-out")
@@ -62,8 +65,11 @@ def evaluate(
     subject = find_subject(target, overrides)
     recipe = subject.recipe
     if from_predictions is not None:
-        return _rescore(recipe, from_predictions, split, reporter)
+        needs_model = {"--baseline": baselines, "--predictions-out": predictions_out}
+        _refuse_beside_predictions(needs_model | {"--max-instances": max_instances})
+        return _rescore(recipe, from_predictions, split, submission_out, reporter)
     run = require_model(subject, target)
+    warn_of_unused(overrides, reporter)
     share = share_of_this_process()
     if not share.first:
         reporter = SilentReporter()
@@ -73,8 +79,11 @@ def evaluate(
             return {}
         share = replace(share, count=1)
     make_ready(bundle.model, share.device)
-    for baseline in baselines if bundle.model.sites else ():
+    baselines = baselines if bundle.model.sites else ()
+    for baseline in baselines:
         baseline_trimmers(bundle.model, baseline)
+    if baselines:  # they are calibrated to the same MACs
+        bundle.task.dataset(bundle.task.split_name("calibration"), bundle.processor)
     name = bundle.task.split_name(split or recipe.evaluate.split)
     limit = max_instances or recipe.evaluate.max_instances
     workers = recipe.train.dataloader_num_workers
@@ -90,11 +99,14 @@ def evaluate(
     report = _report(bundle, results, name) | ({} if truth is None else truth.report(results["packed"]))
     _write(bundle.task, results, predictions_out, submission_out)
     _warn(report, results, reporter)
-    for baseline in baselines if bundle.model.sites else ():
+    stored = split is None and max_instances is None and not overrides
+    if stored:  # before the baselines, which may fail
+        run.merge_summary(report)
+    for baseline in baselines:
         report.setdefault("baselines", {})[baseline] = evaluate_baseline(
             baseline, bundle, recipe, name, limit, results["packed"], reporter
         )
-    if split is None and max_instances is None and not overrides:
+    if stored and baselines:
         run.merge_summary(report)
     return report
 
@@ -147,14 +159,33 @@ def _write(
             lines.append(json.dumps(finite(line), ensure_ascii=False))
         write_text(predictions, "\n".join(lines) + "\n")
     if submission is not None:
-        content = task.submission(shown.records)
-        if isinstance(content, str):
-            write_text(submission, content)
-        else:
-            write_json(submission, content)
+        _write_submission(task, shown.records, submission)
 
 
-def _rescore(recipe: Recipe, path: Path, split: str | None, reporter: Reporter) -> dict[str, Any]:
+def _write_submission(task: Task, records: Sequence[Record], file: Path) -> None:
+    content = task.submission(records)
+    if isinstance(content, str):
+        write_text(file, content)
+    else:
+        write_json(file, content)
+
+
+def _refuse_beside_predictions(options: Mapping[str, Any]) -> None:
+    """Refuse options that stored predictions cannot answer.
+
+    Raises:
+        UserError: One of them is given.
+    """
+    for option, value in options.items():
+        if value:
+            raise UserError(
+                "runs the model, and --from-predictions runs none", where=option, hint="leave one of them out"
+            )
+
+
+def _rescore(
+    recipe: Recipe, path: Path, split: str | None, submission: Path | None, reporter: Reporter
+) -> dict[str, Any]:
     """Scores of stored predictions; no model is needed."""
     task = build_task(section_of(recipe.task), recipe.backbone.name, reporter.message)
     name = task.split_name(split or recipe.evaluate.split)
@@ -163,8 +194,16 @@ def _rescore(recipe: Recipe, path: Path, split: str | None, reporter: Reporter) 
     report: dict[str, Any] = {
         "split": name,
         "count": len(stored),
+        "metric": task.metric,
         "trimmed": task.summarize(trimmed),
     }
+    there = len(task.samples(name))
+    if len(stored) < there:
+        report["missing"] = there - len(stored)
+        text = f"{there - len(stored)} of the {there} instances of {name} have no prediction in {path}"
+        reporter.warn(f"{text}: scores are of the others")
+    if submission is not None:
+        _write_submission(task, trimmed, submission)
     if all("full_prediction" in record for record in stored):
         swapped: list[Record] = [{**record, "prediction": record["full_prediction"]} for record in stored]
         full = task.rescore(swapped, name)

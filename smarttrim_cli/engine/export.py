@@ -14,11 +14,11 @@ import torch
 
 from smarttrim_cli import registry
 from smarttrim_cli.engine.artifact import (
-    CONFIG,
     Bundle,
     build_backbone,
     load_model,
     parameter_count,
+    read_config,
     save_model,
 )
 from smarttrim_cli.engine.build import section_of
@@ -26,7 +26,7 @@ from smarttrim_cli.engine.card import model_card
 from smarttrim_cli.engine.files import check_writable, new_folder, write_text
 from smarttrim_cli.engine.inference import batches
 from smarttrim_cli.engine.report import Reporter, SilentReporter
-from smarttrim_cli.engine.runs import find_subject, require_model
+from smarttrim_cli.engine.runs import find_subject, require_model, warn_of_unused
 from smarttrim_cli.errors import CheckFailed, UserError
 from smarttrim_cli.forms import Form
 
@@ -56,46 +56,43 @@ def export(
         reporter: Receives messages.
 
     Returns:
-        ``path``, ``files``, ``parameters`` and ``largest_difference`` between source and reloaded model;
-        with ``official`` the path of that file.
+        ``path``, ``files``, ``parameters``, and ``largest_difference`` between source and reloaded model on
+        ``compared`` instances; with ``official`` the path of that file.
 
     Raises:
-        UserError: ``out`` exists, there is no model, or it has no official layout.
-        CheckFailed: The reloaded model answers differently from its source, or the file in the official
-            layout does not give back its weights.
+        UserError: ``out`` exists or, with ``overwrite``, holds other things than a model; there is no
+            model, or it has no official layout.
+        CheckFailed: The reloaded model answers differently from its source, or on nothing at all, or the file
+            in the official layout does not give back its weights.
     """
     reporter = reporter or SilentReporter()
     _refuse_taken(out, overwrite)
     check_writable(out, "--out")
     subject = find_subject(target, overrides)
     run = require_model(subject, target)
+    warn_of_unused(overrides, reporter)
     bundle = load_model(run.model, section_of(subject.recipe.task), reporter.message)
     with new_folder(out) as folder:
         save_model(folder, bundle)
         shutil.copy(run.recipe_file, folder / "recipe.yaml")
         file = write_official(folder, bundle) if official else None
         write_text(folder / "README.md", model_card(out.name, bundle, run, file))
-        split = bundle.task.split_name("test")
-        difference = 0.0
         reloaded = load_model(folder, section_of(subject.recipe.task), reporter.message)
-        with torch.inference_mode():
-            for batch in batches(bundle, split, 4, COMPARED_INSTANCES):
-                before = bundle.model(batch.inputs, "packed").output
-                after = reloaded.model(batch.inputs, "packed").output
-                apart = (before - after).nan_to_num()  # candidates that were not ranked are -inf in both
-                difference = max(difference, float(apart.abs().max()))
+        compared, difference = _compare(bundle, reloaded)
+        if compared == 0:
+            raise CheckFailed("no instance to compare the exported model on could be read", where=str(out))
         if difference > TOLERANCE:
             raise CheckFailed(
                 f"the exported model differs from its source by {difference:.2e}", where=str(out)
             )
         files = sorted(path.name for path in folder.iterdir())
-    reporter.message(
-        f"reloaded and compared on {COMPARED_INSTANCES} instances: largest difference {difference:.1e}"
-    )
+        _refuse_loss(out, files)
+    reporter.message(f"reloaded and compared on {compared} instances: largest difference {difference:.1e}")
     result = {
         "path": str(out),
         "files": files,
         "parameters": parameter_count(bundle.model),
+        "compared": compared,
         "largest_difference": difference,
         "load": f'smarttrim_cli.load("{out}").predict(image, text)',
     }
@@ -103,6 +100,19 @@ def export(
         reporter.message(f"{file} read back: every weight of the backbone is the same bit for bit")
         result["official"] = str(out / file)
     return result
+
+
+@torch.inference_mode()
+def _compare(bundle: Bundle, reloaded: Bundle) -> tuple[int, float]:
+    """Number of instances that both models answered, and the largest difference (of nan: infinite)."""
+    count, difference = 0, 0.0
+    for batch in batches(bundle, bundle.task.split_name("test"), 4, COMPARED_INSTANCES):
+        before = bundle.model(batch.inputs, "packed").output
+        after = reloaded.model(batch.inputs, "packed").output
+        count += len(batch)
+        apart = (before - after).abs().masked_fill(before == after, 0.0)  # unranked candidates: -inf in both
+        difference = max(difference, float(apart.nan_to_num(nan=torch.inf).max()))
+    return count, difference
 
 
 def write_official(folder: Path, bundle: Bundle) -> str:
@@ -146,9 +156,24 @@ def _refuse_taken(out: Path, overwrite: bool) -> None:
         return
     if out.exists() and not overwrite:
         raise UserError("the folder exists already", where=str(out), hint="--overwrite replaces it")
-    if out.exists() and not (out / CONFIG).exists():
+    if out.exists():
+        try:
+            read_config(out)
+        except UserError as error:
+            raise UserError(
+                f"holds other things than a model of ours, so it is not replaced ({error.message})",
+                where=str(out),
+                hint="choose another folder",
+            ) from error
+
+
+def _refuse_loss(out: Path, files: Sequence[str]) -> None:
+    """Refuse to replace a folder that holds more than what takes its place."""
+    lost = sorted(path.name for path in out.iterdir() if path.name not in files) if out.is_dir() else []
+    if lost:
         raise UserError(
-            f"holds other things than a model (it has no {CONFIG}), so it is not replaced",
+            f"holds other things than a model, so it is not replaced: {', '.join(lost[:4])}"
+            + (", ..." if len(lost) > 4 else ""),
             where=str(out),
-            hint="choose another folder",
+            hint="move them elsewhere, or choose another folder",
         )

@@ -16,12 +16,16 @@ from smarttrim_cli.errors import UserError, naming
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically; a device, a pipe or what a link points to is written as it stands."""
+    if path.exists() and (path.is_symlink() or not path.is_file()):
+        with naming(path):
+            path.write_text(text, encoding="utf-8", newline="\n")
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path):
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", newline="\n")
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

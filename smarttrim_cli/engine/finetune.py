@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,20 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.build import build, completed, plan_for
-from smarttrim_cli.engine.checkpoint import latest
 from smarttrim_cli.engine.devices import several_on_cpu
 from smarttrim_cli.engine.files import check_writable
 from smarttrim_cli.engine.plan import describe_plan
 from smarttrim_cli.engine.plan import plan as plan_without_data
 from smarttrim_cli.engine.report import Reporter, SilentReporter
+from smarttrim_cli.engine.resume import checkpoint_to_resume, refuse_other_recipe
 from smarttrim_cli.engine.runs import Run, is_run
 from smarttrim_cli.engine.sharing import leave_group_at_exit
 from smarttrim_cli.engine.teacher import teaching_of
 from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.recipe import Recipe
+
+_SHOWN = 4
 
 
 def finetune(
@@ -57,7 +58,7 @@ def finetune(
     if not dry_run:
         _refuse_taken(run, resume, overwrite)
         check_writable(run.path, "output_dir")
-    checkpoint = None if dry_run else _checkpoint_to_resume(run, resume)
+    checkpoint = None if dry_run else checkpoint_to_resume(run, resume)
     if recipe.train.num_threads:
         torch.set_num_threads(recipe.train.num_threads)
     AcceleratorState._reset_state()  # of an earlier run in this process: it fixes the precision
@@ -77,12 +78,16 @@ def finetune(
     _open_splits(recipe, bundle)
     plan = plan_for(recipe, bundle)
     trainer = Trainer(recipe, run, bundle, plan, accelerator, reporter)
+    stored = completed(recipe, bundle)
     if checkpoint is not None:
+        refuse_other_recipe(checkpoint, stored)
         trainer.resume(checkpoint)
     if accelerator.is_main_process:  # nothing of an earlier run is touched before all of the above is well
-        if overwrite and checkpoint is None and run.path.exists():
-            shutil.rmtree(run.path)
-        run.start(completed(recipe, bundle))
+        if overwrite and checkpoint is None:
+            run.clear()
+        elif trainer.progress.step < trainer.total_steps:
+            run.forget_results()
+        run.start(stored)
         run.rewind(trainer.progress.step, trainer.progress.warmup_step)
     trainer.train()
     return trainer.finish()
@@ -108,28 +113,18 @@ def _open_splits(recipe: Recipe, bundle: Bundle) -> None:
 
 
 def _refuse_taken(run: Run, resume: str | None, overwrite: bool) -> None:
-    if resume is None and not overwrite and is_run(run.path):
+    foreign = run.foreign()
+    begun = is_run(run.path) and "recipe.yaml" not in foreign
+    if foreign and (overwrite or not begun):
+        shown = ", ".join(foreign[:_SHOWN]) + (", ..." if len(foreign) > _SHOWN else "")
+        raise UserError(
+            f"this directory holds other things than a run: {shown}",
+            where=str(run.path),
+            hint="output_dir=... goes elsewhere; nothing in it was touched",
+        )
+    if begun and resume is None and not overwrite:
         raise UserError(
             "there is a run in this directory already",
             where=str(run.path),
             hint="--resume auto continues it, --overwrite replaces it, output_dir=... goes elsewhere",
         )
-    if run.path.is_dir() and any(run.path.iterdir()) and not is_run(run.path):
-        raise UserError(
-            "this directory holds other things than a run: it has no recipe.yaml",
-            where=str(run.path),
-            hint="output_dir=... goes elsewhere",
-        )
-
-
-def _checkpoint_to_resume(run: Run, resume: str | None) -> Path | None:
-    if resume is None:
-        return None
-    if resume == "auto":
-        return latest(run)
-    path = Path(resume)
-    if not (path / "state.json").exists():
-        raise UserError(
-            "not a checkpoint: state.json is missing", where=resume, hint="give a checkpoints/step-N folder"
-        )
-    return path

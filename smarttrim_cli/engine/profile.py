@@ -141,7 +141,17 @@ def _subject_model(
         bundle = load_model(run.model, section_of(recipe.task), reporter.message)
         model = bundle.model
     split = bundle.task.split_name(recipe.evaluate.split)
-    return model, list(batches(bundle, split, batch_size, num_instances)), run
+    data = list(batches(bundle, split, batch_size, num_instances))
+    if not data:
+        raise UserError(
+            "there is nothing to measure: none of the instances can be used", where=f"split {split}"
+        )
+    return model, _of_one_size(data), run
+
+
+def _of_one_size(data: list[Batch]) -> list[Batch]:
+    """Without batches that are smaller than the first: their times are of something else."""
+    return [batch for batch in data if len(batch) == len(data[0])]
 
 
 def _measure(

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from smarttrim_cli.engine.result_keys import check_result
 from smarttrim_cli.engine.runs import Run, is_run
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.tasks.records import read_records
@@ -175,6 +176,7 @@ def _result(
     if not _is_result(content):
         hint = f"smarttrim evaluate {place}" if place.is_dir() else "expected what evaluate writes"
         raise UserError("no scores of a model in it", where=str(place), hint=hint)
+    check_result(content, str(place / "summary.json" if place.is_dir() else place))
     metric = str(content.get("metric", "accuracy"))
     recipe = _recipe(place)
     speedups = content.get("speedup") or {}

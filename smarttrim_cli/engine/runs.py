@@ -6,14 +6,17 @@
       recipe.yaml          the resolved recipe
       metrics.jsonl        one line per logging step and per evaluation
       checkpoints/step-N/  what --resume needs
+      best/, tensorboard/  where the recipe asks for them
       model/               the final model folder
       summary.json         results: full, trimmed, speedup
+      predictions.jsonl    what evaluate answered, where it was asked for
       figures/             pictures of visualize
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +24,15 @@ from typing import Any
 
 from smarttrim_cli.data.files import read_json
 from smarttrim_cli.engine.files import finite, write_json, write_text
+from smarttrim_cli.engine.report import Reporter
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.recipe import Recipe, load_recipe, resolved_yaml
 from smarttrim_cli.recipe.shipped import shipped_paths
 
 DEFAULT_RECIPE = "quickstart"
+_OF_TRAINING = ("backbone", "pruning", "strategy", "optimizer")
+_TRAINED = ("metrics.jsonl", "checkpoints", "best", "tensorboard", "model")
+_RESULTS = ("summary.json", "predictions.jsonl", "figures")
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,34 @@ class Run:
     def start(self, recipe: Recipe) -> None:
         """Create the directory and store the resolved recipe."""
         self.path.mkdir(parents=True, exist_ok=True)
+        self.metrics.touch()  # first: a recipe alone may be somebody's own
         write_text(self.recipe_file, resolved_yaml(recipe))
+
+    def foreign(self) -> list[str]:
+        """Names of what is in the directory and was not written by a run.
+
+        A ``recipe.yaml`` without metrics beside it is foreign, too: a user's own, or a model folder's.
+        """
+        if not self.path.is_dir():
+            return []
+        ours = {*_TRAINED, *_RESULTS} | ({"recipe.yaml"} if self.metrics.is_file() else set())
+        return sorted(
+            path.name
+            for path in self.path.iterdir()
+            if path.name not in ours and not _is_leftover(path.name, {*ours, "recipe.yaml"})
+        )
+
+    def clear(self) -> None:
+        """Remove everything that a run writes, and nothing else."""
+        foreign = set(self.foreign())
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            if path.name not in foreign:
+                _remove(path)
+
+    def forget_results(self) -> None:
+        """Remove the results of the model that is about to be replaced."""
+        for name in _RESULTS:
+            _remove(self.path / name)
 
     def recipe(self, overrides: Sequence[str] = ()) -> Recipe:
         """The stored recipe, with overrides."""
@@ -120,6 +154,18 @@ class Run:
         write_json(self.summary_file, summary)
 
 
+def _is_leftover(name: str, of: set[str]) -> bool:
+    """Whether a name is that of a file or folder which a killed process left half written."""
+    return name.startswith(".") and name.endswith((".tmp", ".old")) and name[1:].rsplit(".", 2)[0] in of
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def is_run(path: Path) -> bool:
     """Whether a path is a run directory."""
     return (path / "recipe.yaml").is_file()
@@ -162,6 +208,13 @@ def find_subject(target: str | None, overrides: Sequence[str] = ()) -> Subject:
         hint = f"runs here: {found or 'none'}; recipes: {', '.join(shipped_paths())}"
         raise UserError("no such run directory or recipe", where=target, hint=hint)
     return Subject(load_recipe(target, overrides), None)
+
+
+def warn_of_unused(overrides: Sequence[str], reporter: Reporter) -> None:
+    """Say which overrides are of training, and change nothing about a model that is trained."""
+    unused = [text for text in overrides if text.split("=", 1)[0].split(".")[0] in _OF_TRAINING]
+    if unused:
+        reporter.warn(f"of training, so without effect on the trained model: {', '.join(unused)}")
 
 
 def require_model(subject: Subject, target: str | None) -> Run:

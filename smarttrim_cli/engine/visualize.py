@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,11 +35,12 @@ from smarttrim_cli.engine.figures.similarity import draw_similarity
 from smarttrim_cli.engine.figures.trimming import draw_questions, draw_trimming
 from smarttrim_cli.engine.files import write_json
 from smarttrim_cli.engine.report import Reporter, SilentReporter
-from smarttrim_cli.engine.runs import Run, find_subject, require_model
+from smarttrim_cli.engine.runs import Run, find_subject, require_model, warn_of_unused
 from smarttrim_cli.engine.similarity import as_json, measure
 from smarttrim_cli.errors import UserError
 
 _MOST_SURVEYED, _PAIR_IMAGES = 400, 24
+_LONGEST_NAME = 80
 
 
 def visualize(
@@ -85,6 +87,7 @@ def visualize(
     reporter = reporter or SilentReporter()
     subject = find_subject(target, overrides)
     run = require_model(subject, target)
+    warn_of_unused(overrides, reporter)
     picture = None if image is None else _open(Path(image))
     bundle = load_model(run.model, section_of(subject.recipe.task), reporter.message)
     album = Album(Path(out) if out is not None else run.figures, f"What {run.path.name} keeps")
@@ -192,7 +195,7 @@ class _Split:
         for one in shown:
             for number, instance in enumerate(self._pictures(one)):
                 image = f"_image{number + 1}" if number else ""
-                path = self.album.folder / f"trimming_{_plain(str(one.record['id']))}{image}.png"
+                path = self.album.folder / f"trimming_{_distinct(one.record['id'])}{image}.png"
                 answer = f"answered “{instance.trimmed.text}”, full model “{instance.full.text}”"
                 caption = f"{instance.question} — {answer}; {format_reduction(instance.reduction)}."
                 self.album.add(draw_trimming(path, instance), "Layer by layer", caption)
@@ -208,7 +211,7 @@ class _Split:
         if pair is None:
             _note(self.album, self.reporter, "No image of the split has two different questions.")
             return
-        path = self.album.folder / f"two_questions_{_plain(str(pair[0].record['id']))}.png"
+        path = self.album.folder / f"two_questions_{_distinct(pair[0].record['id'])}.png"
         draw_questions(path, [self._pictures(one)[0] for one in pair])
         caption = "Two questions about one image, those whose kept patches differ most."
         if len(images) > 1:
@@ -266,4 +269,11 @@ def _note(album: Album, reporter: Reporter, text: str) -> None:
 
 def _plain(text: str) -> str:
     """A text that is safe in file names."""
-    return re.sub(r"[^\w-]+", "_", text)
+    return re.sub(r"[^\w-]+", "_", text)[:_LONGEST_NAME]
+
+
+def _distinct(sample_id: Any) -> str:
+    """An id that is safe in file names; one that loses something by that is told apart by a short hash."""
+    text = str(sample_id)
+    plain = _plain(text)
+    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

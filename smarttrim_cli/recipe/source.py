@@ -102,14 +102,14 @@ def dump_yaml(data: Any) -> str:
     )
 
 
-def read_source(path: Path) -> Source:
-    """Read a recipe file.
+def read_recipe_text(path: Path) -> str:
+    """The text of a recipe file.
 
     Raises:
-        UserError: It cannot be read, or is not a YAML mapping.
+        UserError: It cannot be read, or is not UTF-8.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x})",
@@ -118,7 +118,15 @@ def read_source(path: Path) -> Source:
         ) from error
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    node = _compose(text, str(path))
+
+
+def read_source(path: Path) -> Source:
+    """Read a recipe file.
+
+    Raises:
+        UserError: It cannot be read, or is not a YAML mapping.
+    """
+    node = _compose(read_recipe_text(path), str(path))
     if node is None:
         raise UserError(
             "the file is empty",

@@ -66,6 +66,10 @@ class Task(Protocol):
         """Name of the data split that plays a role (``train``, ``eval``, ``test``, ``calibration``)."""
         ...
 
+    def samples(self, split: str, *, labelled: bool = False) -> list[Any]:
+        """Samples of a split, one per record; ``labelled``: refuse a split without references."""
+        ...
+
     def texts(self, split: str) -> list[str]:
         """All texts of a split, for training a tokenizer."""
         ...

@@ -16,7 +16,7 @@ def read_records(path: Path) -> list[Record]:
         UserError: The file cannot be read, is empty, or a line is no prediction.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines also splits at U+2028 and others
     except OSError as error:
         raise UserError(f"cannot read the predictions: {error.strerror}", where=str(path)) from error
     except UnicodeDecodeError as error:
@@ -26,6 +26,8 @@ def read_records(path: Path) -> list[Record]:
     records: list[Record] = []
     seen: dict[int | str, int] = {}
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:

@@ -83,3 +83,28 @@ def test_mistakes(folder: str, tmp_path: Path) -> None:
     assert "contradict" in run(folder, "--json", "--format", "csv", code=2).stderr
     assert "--reference x" in run(folder, "--reference", "x", code=2).stderr
     run(code=2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"full": 0.6}, "full is 0.6, not an object"),
+        ({"speedup": 2.0}, "speedup is 2.0, not an object"),
+        ({"speedup": {"macs": "2x"}}, 'speedup.macs is "2x", not a number'),
+        ({"split": ["test"]}, 'split is ["test"], not a text'),
+        ({"difference": [1]}, "difference is [1], not an object"),
+        ({"seed": "one"}, 'seed is "one", not a whole number'),
+        ({"trimmed": {"accuracy": 0.5, "scores": ["a", "b"]}}, 'trimmed.scores is ["a", "b"], not a list of'),
+        ({"trimmed": {"accuracy": 0.5, "scores": "0x1"}}, 'trimmed.scores is "0x1", not a list of'),
+    ],
+)
+def test_results_of_another_kind_are_refused_by_key(
+    tmp_path: Path, content: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "r.json"
+    file.write_text(json.dumps({"trimmed": {"accuracy": 0.5}, **content}), encoding="utf-8")
+    assert run(str(file), code=2).stderr.startswith(f"error: {file}: {message}")
+
+
+def test_a_plot_that_cannot_be_written_is_refused_first(folder: str) -> None:
+    assert "--plot" in run(folder, "--plot", f"{folder}/o.json/x.png", code=2).stderr

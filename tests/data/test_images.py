@@ -97,6 +97,9 @@ def test_float_and_int_tiff(tmp_path: Path) -> None:
     Image.new("I", (4, 4), 257 * 12).save(tmp_path / "int.tif")
     assert pixel(tmp_path / "float.tif") == (99, 99, 99)
     assert pixel(tmp_path / "int.tif") == (12, 12, 12)
+    Image.new("F", (4, 4), 0.2).save(tmp_path / "unit.tif")
+    Image.new("I", (4, 4), 51).save(tmp_path / "bytes.tif")
+    assert pixel(tmp_path / "unit.tif") == pixel(tmp_path / "bytes.tif") == (51, 51, 51)
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -213,6 +214,68 @@ def test_predictions_that_are_none(run_here: Path) -> None:
     Path("p.jsonl").write_text('{"id": 1, "prediction": "a"}\n{"id": ', encoding="utf-8")
     text = smarttrim("evaluate", "runs/tiny", "--from-predictions", "p.jsonl", code=2)
     assert text.splitlines()[-1].startswith("error: p.jsonl:2: not JSON")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that takes no files")
+def test_output_that_cannot_be_written_is_refused_before_the_work(run_here: Path) -> None:
+    text = smarttrim("evaluate", "runs/tiny", "--output", "/proc/x.json", code=2)
+    assert text.startswith("error: --output /proc/x.json: cannot be written: ") and "evaluating" not in text
+    text = smarttrim("finetune", "tiny.yaml", "output_dir=/proc/foo/bar", *QUICK, code=2)
+    assert "error: /proc/foo" in text
+
+
+def test_output_is_printed_though_its_disk_is_full(run_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    result = CliRunner().invoke(app, ["recipes", "list", "--json", "--output", "o.json"])
+    assert result.exit_code == 1 and "the disk is full: o.json" in result.stderr
+    assert '"quickstart"' in result.stdout and not list(run_here.glob("*o.json*"))
+
+
+def test_output_may_be_a_device_or_a_link(here: Path) -> None:
+    smarttrim("recipes", "list", "--output", os.devnull, code=0)
+    assert not Path(os.devnull).is_file()
+    Path("link.json").symlink_to("file.json")
+    Path("file.json").write_text("old", encoding="utf-8")
+    smarttrim("recipes", "list", "--output", "link.json", code=0)
+    assert Path("link.json").is_symlink() and "quickstart" in Path("file.json").read_text(encoding="utf-8")
+
+
+def test_recipe_that_is_not_utf8(here: Path) -> None:
+    Path("latin.yaml").write_bytes("description: Größe\n".encode("latin-1"))
+    for command in ("show", "validate"):
+        text = smarttrim("recipes", command, "latin.yaml", code=2)
+        assert "latin.yaml" in text
+    assert "not UTF-8" in smarttrim("recipes", "show", "latin.yaml", code=2)
+
+
+def test_model_folder_with_a_damaged_configuration(run_here: Path) -> None:
+    file = Path("runs/tiny/model/config.json")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for key, value in (("trimmers", None), ("form", {"nope": 1}), ("task", {})):
+        file.write_text(json.dumps({**config, key: value}), encoding="utf-8")
+        text = smarttrim("evaluate", "runs/tiny", code=2)
+        assert f"error: {file}: damaged: " in text
+
+
+def test_question_with_half_a_character(run_here: Path) -> None:
+    Path("own").mkdir()
+    line = json.dumps({"image": "a.png", "question": "is it \ud83d?", "answer": "yes"})
+    for split in ("train", "val", "test", "calibration"):
+        Path(f"own/{split}.jsonl").write_text(line + "\n", encoding="utf-8")
+    text = smarttrim("evaluate", "runs/tiny", "task.data={name: jsonl, data_dir: own}", code=2)
+    assert "own/test.jsonl:1" in text and "half of a character at 6" in text
+
+
+def test_profile_of_broken_images(run_here: Path) -> None:
+    smarttrim("data", "scenes", "--out", "data", *_scenes(), code=0)
+    for image in Path("data/test").iterdir():
+        image.write_bytes(b"hello")
+    data = ("task.data={name: vqa_v2, data_dir: data}", "task.on_bad_sample=skip")
+    text = smarttrim("profile", "runs/tiny", *data, code=2)
+    assert "nothing to measure: none of the instances can be used" in text
 
 
 def test_damaged_checkpoint(run_here: Path) -> None:

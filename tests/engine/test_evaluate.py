@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import shutil
@@ -110,6 +111,83 @@ def test_from_predictions_gives_the_same_scores(
     changed = evaluate(str(tmp_path / "run"), from_predictions=tmp_path / "p.jsonl")
     lost = lines(folder / "p.jsonl")[0]["score"] / 120
     assert changed["trimmed"]["accuracy"] == pytest.approx(report["trimmed"]["accuracy"] - lost)
+
+
+def test_part_of_the_predictions_is_said_to_be_a_part(
+    evaluated: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    _, folder = evaluated
+    first = (folder / "p.jsonl").read_text(encoding="utf-8").split("\n")[0]
+    (tmp_path / "one.jsonl").write_text(first, encoding="utf-8")
+    reporter = Recorder()
+    submission = tmp_path / "s.json"
+    report = evaluate(
+        str(folder / "run"),
+        from_predictions=tmp_path / "one.jsonl",
+        submission_out=submission,
+        reporter=reporter,
+    )
+    assert (report["count"], report["missing"], report["metric"]) == (1, 119, "accuracy")
+    assert "119 of the 120 instances of test have no prediction" in reporter.warnings[0]
+    assert len(json.loads(submission.read_text(encoding="utf-8"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({"baselines": ("random",)}, "--baseline"),
+        ({"predictions_out": Path("x.jsonl")}, "--predictions-out"),
+        ({"max_instances": 3}, "--max-instances"),
+    ],
+)
+def test_stored_predictions_run_no_model(
+    evaluated: tuple[dict[str, Any], Path], options: dict[str, Any], where: str
+) -> None:
+    _, folder = evaluated
+    with pytest.raises(UserError, match="--from-predictions runs none") as caught:
+        evaluate(str(folder / "run"), from_predictions=folder / "p.jsonl", **options)
+    assert caught.value.where == where
+
+
+def test_baseline_without_a_calibration_split_is_refused_before_the_work(
+    evaluated: tuple[dict[str, Any], Path],
+) -> None:
+    _, folder = evaluated
+    reporter = Recorder()
+    with pytest.raises(UserError, match="split nope"):
+        evaluate(
+            str(folder / "run"),
+            overrides=["task.splits.calibration=nope"],
+            baselines=("random",),
+            reporter=reporter,
+        )
+    assert not reporter.messages or not any("evaluating" in text for text in reporter.messages)
+
+
+def test_results_are_stored_before_a_baseline_can_fail(
+    evaluated: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, folder = evaluated
+    shutil.copytree(folder / "run", tmp_path / "run")
+    (tmp_path / "run/summary.json").unlink()
+    module = importlib.import_module("smarttrim_cli.engine.evaluate")
+
+    def broken(*args: Any) -> dict[str, Any]:
+        raise UserError("broken")
+
+    monkeypatch.setattr(module, "evaluate_baseline", broken)
+    with pytest.raises(UserError, match="broken"):
+        evaluate(str(tmp_path / "run"), baselines=("random",))
+    assert summary(str(tmp_path / "run"))["trimmed"]["accuracy"] == report["trimmed"]["accuracy"]
+
+
+def test_overrides_of_training_are_said_to_have_no_effect(evaluated: tuple[dict[str, Any], Path]) -> None:
+    _, folder = evaluated
+    reporter = Recorder()
+    overrides = ["pruning.target_speedup=3", "evaluate.batch_size=8"]
+    evaluate(str(folder / "run"), overrides=overrides, max_instances=4, reporter=reporter)
+    text = "of training, so without effect on the trained model: pruning.target_speedup=3"
+    assert text in reporter.warnings
 
 
 def test_predictions_of_another_split(evaluated: tuple[dict[str, Any], Path]) -> None:

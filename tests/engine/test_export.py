@@ -99,8 +99,30 @@ def test_taken_folder_is_refused(exported: Path, tmp_path: Path) -> None:
     assert tree(tmp_path / "photos") == {"a.png": b"x"}
     shutil.copytree(exported / "exported", tmp_path / "old")
     (tmp_path / "old/stray").write_bytes(b"")
+    with pytest.raises(UserError, match="holds other things than a model, so it is not replaced: stray"):
+        export(run, out=tmp_path / "old", overwrite=True)
+    assert tree(tmp_path / "old") == before | {"stray": b""}
+    (tmp_path / "old/stray").unlink()
     export(run, out=tmp_path / "old", overwrite=True)
     assert tree(tmp_path / "old").keys() == before.keys()
+
+
+def test_folder_of_another_programs_model_is_never_replaced(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    with pytest.raises(UserError, match="holds other things than a model of ours"):
+        export(str(exported / "run"), out=tmp_path / "hf", overwrite=True)
+    assert list(tree(tmp_path / "hf")) == ["config.json"]
+
+
+def test_comparison_on_nothing_is_no_success(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules[export.__module__]
+    monkeypatch.setattr(module, "batches", lambda *args: iter(()))
+    with pytest.raises(CheckFailed, match="no instance to compare"):
+        export(str(exported / "run"), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_model_card_has_measured_numbers_only(exported: Path, trained: Path, tmp_path: Path) -> None:

@@ -124,6 +124,35 @@ def test_taken_directory_is_refused_and_overwrite_replaces_it(tmp_path: Path) ->
     assert len(metrics(tmp_path / "run")) == 2  # one of training, one of evaluation: nothing of the old run
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("entries", [("recipe.yaml",), ("recipe.yaml", "config.json", "model.safetensors")])
+def test_users_own_recipe_and_model_folders_are_never_replaced(
+    entries: tuple[str, ...], overwrite: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    for name in entries:
+        (tmp_path / "run" / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=f"holds other things than a run: {sorted(entries)[0]}"):
+        finetune(tiny_recipe(tmp_path, *SHORT), overwrite=overwrite)
+    assert all((tmp_path / "run" / name).read_text(encoding="utf-8") == "mine" for name in entries)
+
+
+def test_overwrite_refuses_what_no_run_has_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(tmp_path, *SHORT)
+    finetune(recipe)
+    note = tmp_path / "run/notes.txt"
+    note.write_text("mine", encoding="utf-8")
+    (tmp_path / "run/.model.77.tmp").mkdir()  # of a killed process
+    with pytest.raises(UserError, match="holds other things than a run: notes.txt") as caught:
+        finetune(recipe, overwrite=True)
+    assert note.read_text(encoding="utf-8") == "mine" and (tmp_path / "run/model").is_dir()
+    assert caught.value.exit_code == 2
+    note.unlink()
+    monkeypatch.chdir(tmp_path / "run")
+    finetune(tiny_recipe(tmp_path, *SHORT, "output_dir=."), overwrite=True)
+    assert (tmp_path / "run/model").is_dir() and not (tmp_path / "run/.model.77.tmp").exists()
+
+
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": "auto"}])
 def test_directory_with_other_things_is_left_alone(tmp_path: Path, options: dict[str, Any]) -> None:
     (tmp_path / "run").mkdir()

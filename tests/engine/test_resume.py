@@ -182,8 +182,44 @@ def test_other_length_or_model_is_refused(stopped: Path) -> None:
     assert error.message == "the checkpoint is from a run of 8 steps, this one has 9"
     assert error.where and error.where.endswith("step-3")
     error = refused(stopped, "backbone.num_cross_layers=2")
+    assert error.message == "the checkpoint is of another recipe: backbone.num_cross_layers is 2 and was 1"
+    (stopped / "run/recipe.yaml").unlink()  # then the weights tell
+    error = refused(stopped, "backbone.num_cross_layers=2")
     assert "missing: model.backbone.cross_modal_text_layers.1." in error.message
     assert error.where and error.where.endswith("weights.safetensors")
+
+
+def test_other_recipe_is_refused_by_its_keys(stopped: Path) -> None:
+    """The checkpoint's optimizer and data order are those of the recipe that it was trained by."""
+    changed = ("seed=9", "optimizer.learning_rate=0.01", "task.data.seed=4")
+    error = refused(stopped, *changed)
+    assert "seed is 9 and was 42" in error.message and "optimizer.learning_rate is 0.01" in error.message
+    assert error.where and error.where.endswith("step-3") and "recipe.yaml --resume" in str(error)
+    again = tiny_recipe(stopped, *STEPS, "evaluate.batch_size=3", "train.save_total_limit=5", "description=d")
+    finetune(again, resume="auto")  # what training does not depend on may change
+    assert (stopped / "run/model/config.json").exists()
+
+
+def test_run_that_has_ended_without_a_checkpoint_is_not_trained_anew(tmp_path: Path) -> None:
+    finetune(tiny_recipe(tmp_path, "train.max_steps=2"))
+    before = tree(tmp_path / "run")
+    with pytest.raises(UserError, match="has ended, and left no checkpoint"):
+        finetune(tiny_recipe(tmp_path, "train.max_steps=2", "seed=3"), resume="auto")
+    assert tree(tmp_path / "run") == before
+
+
+def test_results_of_a_model_do_not_outlive_it(stopped: Path) -> None:
+    """Going on from an earlier checkpoint makes another model: what was measured of the last one goes."""
+    run = stopped / "run"
+    (run / "summary.json").write_text(json.dumps({"trimmed": {"accuracy": 0.123}}), encoding="utf-8")
+    (run / "predictions.jsonl").write_text("{}", encoding="utf-8")
+    (run / "figures").mkdir()
+    finetune(tiny_recipe(stopped, *STEPS), resume="auto")
+    assert "trimmed" not in json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert not (run / "predictions.jsonl").exists() and not (run / "figures").exists()
+    (run / "predictions.jsonl").write_text("{}", encoding="utf-8")
+    finetune(tiny_recipe(stopped, *STEPS), resume="auto")  # at its end already: the same model
+    assert (run / "predictions.jsonl").exists()
 
 
 def test_path_that_is_no_checkpoint(stopped: Path) -> None:

@@ -32,7 +32,7 @@ from smarttrim_cli.engine.figures.heads import HeadTable, draw_heads
 from smarttrim_cli.engine.figures.page import Album
 from smarttrim_cli.engine.figures.trimming import draw_trimming, fade, merged
 from smarttrim_cli.engine.runs import Run
-from smarttrim_cli.engine.visualize import visualize
+from smarttrim_cli.engine.visualize import _distinct, visualize
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.recipe import load_recipe
 
@@ -323,6 +323,13 @@ def test_named_instances(make_run: Callable[..., Run], tmp_path: Path) -> None:
     assert [name for name in names if name.startswith("trimming_")] == [
         f"trimming_{ids[3]}.png", f"trimming_{ids[0]}.png"
     ]  # fmt: skip
+
+
+def test_instances_never_share_a_picture() -> None:
+    """Ids that are alike once they are safe in file names, and one that is too long for any."""
+    names = [_distinct(text) for text in ("a/b", "a.b", "a_b", "x" * 300, "x" * 301, 7)]
+    assert len(set(names)) == len(names) and max(map(len, names)) < 100
+    assert names[2] == "a_b" and names[5] == "7"
 
 
 def test_own_image(make_run: Callable[..., Run], tmp_path: Path) -> None:

@@ -16,6 +16,13 @@ def test_reads_every_line(tmp_path: Path) -> None:
     assert read_records(file) == [{"id": 1, "prediction": "a", "x": 0}, {"id": "b", "prediction": "é"}]
 
 
+def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
+    """Texts are written as they are, and some hold characters that str.splitlines splits at."""
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"id": 1, "prediction": "a\u2028b\u0085c"}\n\n', encoding="utf-8")
+    assert read_records(file) == [{"id": 1, "prediction": "a\u2028b\u0085c"}]
+
+
 @pytest.mark.parametrize(
     ("content", "line", "message"),
     [

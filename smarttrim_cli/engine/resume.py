@@ -1,0 +1,113 @@
+"""Which checkpoint a run goes on from, and whether it is one of the same training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from smarttrim_cli.engine.checkpoint import latest
+from smarttrim_cli.engine.runs import Run
+from smarttrim_cli.errors import UserError
+from smarttrim_cli.recipe import Recipe, resolved_yaml
+
+_SHOWN = 4
+_MAY_CHANGE = (
+    "schema_version",
+    "description",
+    "preset",  # what it stands for is in the other keys
+    "output_dir",
+    "backbone.checkpoint",  # the weights of the checkpoint take the place of these
+    "pruning.calibrate",
+    "train.max_steps",  # the number of steps is compared when the checkpoint is loaded
+    "train.num_train_epochs",
+    "train.eval_steps",
+    "train.save_steps",
+    "train.save_total_limit",
+    "train.dataloader_num_workers",
+    "train.num_threads",
+    "evaluate",
+    "logging",
+)
+"""Keys and sections that training itself does not depend on; places of data, besides."""
+
+
+def checkpoint_to_resume(run: Run, resume: str | None) -> Path | None:
+    """The folder that ``--resume`` means; None to begin at the first step.
+
+    Args:
+        run: The run directory.
+        resume: ``auto`` (the newest checkpoint of the run, if there is one) or the path of a checkpoint.
+
+    Raises:
+        UserError: It is no checkpoint, or the run has ended without leaving one.
+    """
+    if resume is None:
+        return None
+    if resume == "auto":
+        newest = latest(run)
+        if newest is None and run.model.exists():
+            raise UserError(
+                "this run has ended, and left no checkpoint to go on from",
+                where=str(run.path),
+                hint="--overwrite trains it anew, output_dir=... goes elsewhere",
+            )
+        return newest
+    path = Path(resume)
+    if not (path / "state.json").exists():
+        raise UserError(
+            "not a checkpoint: state.json is missing", where=resume, hint="give a checkpoints/step-N folder"
+        )
+    return path
+
+
+def refuse_other_recipe(checkpoint: Path, recipe: Recipe) -> None:
+    """Refuse to go on with another recipe than the one that a checkpoint was trained by.
+
+    Args:
+        checkpoint: A ``checkpoints/step-N`` folder; its run's ``recipe.yaml`` is two folders above. Without
+            one nothing is compared.
+        recipe: As it will be stored.
+
+    Raises:
+        UserError: A key that training depends on has another value; it names the keys and both values.
+    """
+    file = checkpoint.absolute().parent.parent / "recipe.yaml"
+    try:
+        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    if not isinstance(stored, dict):
+        return
+    before, now = dict(_flat(stored)), dict(_flat(yaml.safe_load(resolved_yaml(recipe))))
+    changed = [
+        f"{key} is {_text(now[key])} and was {_text(before[key])}"
+        for key in now
+        if key in before and now[key] != before[key] and not _may_change(key)
+    ]
+    if changed:
+        more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        raise UserError(
+            f"the checkpoint is of another recipe: {'; '.join(changed[:_SHOWN])}{more}",
+            where=str(checkpoint),
+            hint=f"resume with the interrupted run's own: smarttrim finetune {file} --resume ...",
+        )
+
+
+def _may_change(key: str) -> bool:
+    return key.endswith("_dir") or any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; a section that is empty or null is a value."""
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value)
