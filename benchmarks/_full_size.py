@@ -136,16 +136,10 @@ def trimmed_model(
 
 def paying(recipe: Recipe, backbone: Any, speedup: float, fit: dict[str, Tensor]) -> TrimmedModel:
     """The recipe's trimmers without those that cost more time than they save, at the same speed-up."""
-    model = trimmed_model(recipe, backbone, speedup, fit)
+    model = trimmed_model(recipe, backbone, speedup, fit).prepare()  # it takes some twenty forward passes
     model.remove(unprofitable(model, as_batches(fit), CALL_MACS))
     calibrate(model, as_batches(fit), speedup)
-    return model
-
-
-def few_keeping_all(recipe: Recipe, backbone: Any, speedup: float, fit: dict[str, Tensor]) -> TrimmedModel:
-    """The trimmers that pay at a speed-up, keeping all."""
-    model = trimmed_model(recipe, backbone, None, fit)
-    model.remove(set(model.sites) - set(paying(recipe, backbone, speedup, fit).sites))
+    model.restore()
     return model
 
 

@@ -19,16 +19,18 @@ from _full_size import (
     arguments,
     backbone_of,
     examples,
-    few_keeping_all,
     interleaved,
     joined,
+    paying,
     recipe_of,
     start,
     trimmed_model,
     write,
 )
+from torch import Tensor
 
 from smarttrim_cli.pruning.model import TrimmedModel
+from smarttrim_cli.recipe import Recipe
 
 
 def shares(name: str, speedup: float, rounds: int, *overrides: str) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def shares(name: str, speedup: float, rounds: int, *overrides: str) -> dict[str,
     fit = joined(examples(backbone, 4, 100))
     models: dict[str, TrimmedModel] = {
         "paper's trimmers": trimmed_model(recipe, backbone, None, fit),
-        "few trimmers": few_keeping_all(few, backbone, speedup, fit),
+        "few trimmers": _few_keeping_all(few, backbone, speedup, fit),
     }
     for model in models.values():
         model.prepare()
@@ -63,6 +65,13 @@ def shares(name: str, speedup: float, rounds: int, *overrides: str) -> dict[str,
         trimmers = len(model.sites)
         found[label] = {"trimmers": trimmers, "share": middle - 1, "quartiles": [low - 1, high - 1]}
     return found
+
+
+def _few_keeping_all(recipe: Recipe, backbone: Any, speedup: float, fit: dict[str, Tensor]) -> TrimmedModel:
+    """The trimmers that pay at a speed-up, keeping all."""
+    model = trimmed_model(recipe, backbone, None, fit)
+    model.remove(set(model.sites) - set(paying(recipe, backbone, speedup, fit).sites))
+    return model
 
 
 def main(argv: list[str] | None = None) -> None:
