@@ -85,11 +85,12 @@ def finetune(
     if accelerator.is_main_process:  # nothing of an earlier run is touched before all of the above is well
         if overwrite and checkpoint is None:
             run.clear()
-        elif trainer.progress.step < trainer.total_steps:
-            run.forget_results()
         run.start(stored)
         run.rewind(trainer.progress.step, trainer.progress.warmup_step)
+    first = trainer.progress.step
     trainer.train()
+    if accelerator.is_main_process and first < trainer.total_steps:  # else it is the model that was there
+        run.forget_results()
     return trainer.finish()
 
 
