@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -243,12 +244,16 @@ def test_full_model_first(after: int, tmp_path: Path, monkeypatch: pytest.Monkey
     assert {file for file in one if one[file] != two[file]} <= {"state.json"}
 
 
-def test_another_warm_start_is_refused(warm: Path, tmp_path: Path) -> None:
-    for steps, checkpoint in ((5, "warmup-6"), (7, "step-2")):
-        recipe = tiny_recipe(tmp_path, *WARM, f"strategy.guidance_warmup.steps={steps}")
-        with pytest.raises(UserError) as caught:
-            finetune(recipe, resume=str(warm / "checkpoints" / checkpoint))
-        assert f"6 warm-up steps behind it, this run has {steps}" in caught.value.message
+@pytest.mark.parametrize(("steps", "checkpoint"), [(5, "warmup-6"), (7, "step-2")])
+def test_another_warm_start_is_refused(warm: Path, steps: int, checkpoint: str, tmp_path: Path) -> None:
+    shutil.copytree(warm, tmp_path / "warm")
+    resume = str(tmp_path / "warm/checkpoints" / checkpoint)
+    recipe = tiny_recipe(tmp_path, *WARM, f"strategy.guidance_warmup.steps={steps}")
+    with pytest.raises(UserError, match=f"strategy.guidance_warmup.steps is {steps}.0 and was 6.0"):
+        finetune(recipe, resume=resume)
+    (tmp_path / "warm/recipe.yaml").unlink()  # then the checkpoint tells
+    with pytest.raises(UserError, match=f"6 warm-up steps behind it, this run has {steps}"):
+        finetune(recipe, resume=resume)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +301,7 @@ def test_the_guided_preset_runs(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, "preset=guided", *WARM[1:], "train.max_steps=20", "train.save_steps=null")
     result = finetune(recipe)
     assert result["warmup_steps"] == 3 and result["steps"] == 20
-    assert result["calibration"]["reached"]
+    assert result["calibration"]["speedup"] == pytest.approx(1.5, rel=0.03)  # steps of so small a model
     config = json.loads((tmp_path / "run/model/config.json").read_text(encoding="utf-8"))
     assert config["trimmers"]["head"]["name"] == "saliency_head"
 
