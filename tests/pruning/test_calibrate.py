@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -63,3 +64,21 @@ def test_the_search_ends_at_once_where_it_starts_right() -> None:
     with model.at_threshold(1.0):
         there = measured_speedup(model, batches)
     assert calibrate(model, batches, there, tolerance=0.001, rounds=0).threshold == 1.0
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "taken"), [(1.493, 1.512, 1.493), (1.3, 1.512, 1.512), (1.493, 1.506, 1.506)]
+)
+def test_a_jump_over_the_target_ends_on_a_side_that_is_good_enough(
+    below: float, above: float, taken: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At or above the target where that is within the tolerance, else below it, else above."""
+    jump = 0.37
+    module = sys.modules[calibrate.__module__]
+    monkeypatch.setattr(module, "_at", lambda model, batches, threshold: below if threshold < jump else above)
+    model, batches = model_and_batches(("cross_modal", "global_head"))
+    result = calibrate(model, batches[:1], 1.5)
+    assert result.speedup == taken and (result.threshold < jump) == (taken == below)
+    assert float(model.threshold) == pytest.approx(result.threshold)
+    assert taken == 1.506 or result.threshold == pytest.approx(jump, abs=1e-3)  # 1.506 is good at once
+    assert result.reached == (taken != 1.512)
