@@ -255,6 +255,7 @@ def arguments(doc: str | None, output: Path) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="tiny models: does everything run?")
     parser.add_argument("--output", type=Path, default=output)
+    parser.add_argument("--add", action="store_true", help="leave the other backbone in the file as it is")
     return parser
 
 

@@ -122,7 +122,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, action="append")
     parser.add_argument("--rounds", type=int, default=4, help="of the largest batch; more of smaller ones")
     parser.add_argument("--few-trimmers", action="store_true", help="only the full model and those")
-    parser.add_argument("--add", action="store_true", help="leave the other backbone in the file as it is")
     args = parser.parse_args(argv)
     report: dict[str, Any] = {"environment": start(args.threads), "backbones": {}}
     for name in args.backbone or ("meter", "blip"):

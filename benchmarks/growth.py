@@ -98,7 +98,6 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, print, write."""
     parser = arguments(__doc__, RESULTS / "growth.json")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--add", action="store_true", help="leave the other backbone in the file as it is")
     args = parser.parse_args(argv)
     report: dict[str, Any] = {"environment": start(args.threads), "backbones": {}}
     for name in args.backbone or ("meter", "blip"):

@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"{name}, {row['trimmers']} {label}: {row['share']:.1%} of {found['full_ms']:.0f} ms", end=""
             )
             print(f" (half of the measurements: {low:.1%} to {high:.1%})")
-    write(args.output, report)
+    write(args.output, report, args.add)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         }
         print(f"{name}, {cost[0]:.1f} to {cost[-1]:.1f} GMACs, first over again:", end=" ")
         print(*(f"{ratio:.3f}" for ratio in report["backbones"][name]["first_over_again"]))
-    write(args.output, report)
+    write(args.output, report, args.add)
 
 
 if __name__ == "__main__":
