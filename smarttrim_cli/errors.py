@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +40,12 @@ class CheckFailed(SmartTrimError):
     """A check that the user asked for (``--require``) did not hold: exit code 1."""
 
     exit_code = 1
+
+
+def some(items: Sequence[str], separator: str = ", ", most: int = 5) -> str:
+    """The first of many for a message, and how many more there are."""
+    rest = len(items) - most
+    return separator.join(items[:most]) + (f"{separator}and {rest} more" if rest > 0 else "")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from smarttrim_cli.errors import UserError
+from smarttrim_cli.errors import UserError, some
 
 Log = Callable[[str], None]
 
@@ -76,8 +76,8 @@ class LoadReport:
             UserError: Names are missing or have another shape that may not.
         """
         if not self.loaded:
-            some = ", ".join(self.unused[:_SHOWN])
-            raise UserError(f"not a checkpoint of this backbone: it holds {some} ...", where=self.where)
+            held = ", ".join(self.unused[:_SHOWN])
+            raise UserError(f"not a checkpoint of this backbone: it holds {held} ...", where=self.where)
         problems = [f"missing: {name}" for name in self.missing if not may_be_fresh(name)]
         problems += [
             f"shape of {name}: {found} in the file, {wanted} in the model"
@@ -86,7 +86,7 @@ class LoadReport:
         ]
         if problems:
             raise UserError(
-                f"the checkpoint does not fit the model: {_some(problems, '; ')}",
+                f"the checkpoint does not fit the model: {some(problems, '; ')}",
                 where=self.where,
                 hint="set the sizes of the backbone's recipe section to those of the checkpoint",
             )
@@ -221,8 +221,3 @@ def _families(names: Sequence[str]) -> str:
     return ", ".join(
         found[0] if len(found) == 1 else f"{family} ({len(found)})" for family, found in groups.items()
     )
-
-
-def _some(items: Sequence[str], separator: str) -> str:
-    rest = len(items) - _SHOWN
-    return separator.join(items[:_SHOWN]) + (f"{separator}and {rest} more" if rest > 0 else "")

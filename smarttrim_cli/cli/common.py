@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
-import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -169,21 +167,16 @@ def check_output(path: Path | None, option: str = "--output") -> None:
     """
     if path is None:
         return
+    from smarttrim_cli.engine.files import check_writable
+
     where = f"{option} {path}"
     if path.is_dir():
         raise UserError("is a directory, not a file", where=where)
-    if not path.exists() or path.is_file():  # others are devices and pipes, which need no folder
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make its folder: {error.strerror}", where=where) from error
-        try:
-            with tempfile.TemporaryFile(dir=path.parent):  # some folders exist and take no files
-                pass
-        except OSError as error:
-            raise UserError(f"cannot be written: {error.strerror}", where=where) from error
-    if path.exists() and not os.access(path, os.W_OK):
-        raise UserError(f"cannot be written: {os.strerror(errno.EACCES)}", where=where)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make its folder: {error.strerror}", where=where) from error
+    check_writable(path, option)
 
 
 def deliver(console: Console, result: Any, text: str, *, as_json: bool, output: Path | None) -> None:

@@ -88,7 +88,7 @@ def field(entry: dict[str, Any], key: str, kind: type, where: str) -> Any:
         raise UserError(f"the key {key} is missing", where=where)
     value = entry[key]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise UserError(f"{key} is {_shown(value)}, not {_KINDS[kind]}", where=where)
+        raise UserError(f"{key} is {shown(value)}, not {_KINDS[kind]}", where=where)
     if isinstance(value, str):
         _refuse_half_characters(value, key, where)
     return value
@@ -102,7 +102,7 @@ def texts(entry: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
     """
     value = field(entry, key, list, where)
     if not value or not all(isinstance(text, str) for text in value):
-        raise UserError(f"{key} is {_shown(value)}, not a list of texts", where=where)
+        raise UserError(f"{key} is {shown(value)}, not a list of texts", where=where)
     for text in value:
         _refuse_half_characters(text, key, where)
     return tuple(value)
@@ -117,7 +117,8 @@ def _refuse_half_characters(text: str, key: str, where: str) -> None:
         raise UserError(f"{key} has half of a character at {error.start}: {found}", where=where) from error
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as JSON, cut to what a message has room for."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

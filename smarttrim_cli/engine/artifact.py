@@ -104,7 +104,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         Form.from_dict(config["form"])
         TrimmerConfig(**config["trimmers"])
-        _ = config["backbone"]["name"], config["task"]["name"]
+        for section in ("backbone", "task"):
+            config[section]["name"]
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"damaged: {error}", where=str(folder / CONFIG)) from error
     return config

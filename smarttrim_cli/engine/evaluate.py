@@ -69,10 +69,10 @@ def evaluate(
         _refuse_beside_predictions(needs_model | {"--max-instances": max_instances})
         return _rescore(recipe, from_predictions, split, submission_out, reporter)
     run = require_model(subject, target)
-    warn_of_unused(overrides, reporter)
     share = share_of_this_process()
     if not share.first:
         reporter = SilentReporter()
+    warn_of_unused(overrides, reporter)
     bundle = load_model(run.model, section_of(recipe.task), reporter.message)
     if getattr(bundle.task, "two_stage", False):  # every text with every image: there are no parts
         if not share.first:
@@ -80,10 +80,7 @@ def evaluate(
         share = replace(share, count=1)
     make_ready(bundle.model, share.device)
     baselines = baselines if bundle.model.sites else ()
-    for baseline in baselines:
-        baseline_trimmers(bundle.model, baseline)
-    if baselines:  # they are calibrated to the same MACs
-        bundle.task.dataset(bundle.task.split_name("calibration"), bundle.processor)
+    _check_baselines(bundle, baselines)
     name = bundle.task.split_name(split or recipe.evaluate.split)
     limit = max_instances or recipe.evaluate.max_instances
     workers = recipe.train.dataloader_num_workers
@@ -109,6 +106,14 @@ def evaluate(
     if stored and baselines:
         run.merge_summary(report)
     return report
+
+
+def _check_baselines(bundle: Bundle, baselines: Sequence[str]) -> None:
+    """Find out before the work whether there are such baselines, and the data to calibrate them on."""
+    for baseline in baselines:
+        baseline_trimmers(bundle.model, baseline)
+    if baselines:
+        bundle.task.dataset(bundle.task.split_name("calibration"), bundle.processor)
 
 
 def _report(bundle: Bundle, results: dict[str, Predictions], split: str) -> dict[str, Any]:

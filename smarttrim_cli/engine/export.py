@@ -27,7 +27,7 @@ from smarttrim_cli.engine.files import check_writable, new_folder, write_text
 from smarttrim_cli.engine.inference import batches
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import find_subject, require_model, warn_of_unused
-from smarttrim_cli.errors import CheckFailed, UserError
+from smarttrim_cli.errors import CheckFailed, UserError, some
 from smarttrim_cli.forms import Form
 
 COMPARED_INSTANCES = 8
@@ -172,8 +172,7 @@ def _refuse_loss(out: Path, files: Sequence[str]) -> None:
     lost = sorted(path.name for path in out.iterdir() if path.name not in files) if out.is_dir() else []
     if lost:
         raise UserError(
-            f"holds other things than a model, so it is not replaced: {', '.join(lost[:4])}"
-            + (", ..." if len(lost) > 4 else ""),
+            f"holds other things than a model, so it is not replaced: {some(lost)}",
             where=str(out),
             hint="move them elsewhere, or choose another folder",
         )

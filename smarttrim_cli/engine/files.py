@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,10 +47,10 @@ def finite(content: Any) -> Any:
 
 
 def check_writable(path: Path | None, where: str) -> None:
-    """Refuse a path that cannot be written, before the work is done; creates nothing.
+    """Refuse a path that cannot be written, before the work is done; leaves nothing behind.
 
     Raises:
-        UserError: A folder above it is a file, or may not be written to.
+        UserError: A folder above it is a file, may not be written to, or takes no files.
     """
     if path is None:
         return
@@ -59,6 +60,12 @@ def check_writable(path: Path | None, where: str) -> None:
         problem = f"{above} is a file, not a folder"
     elif not os.access(above, os.W_OK):
         problem = f"{above} may not be written to ({os.strerror(errno.EACCES)})"
+    elif above.is_dir():
+        try:
+            with tempfile.TemporaryFile(dir=above):
+                pass
+        except OSError as error:
+            problem = f"{above} takes no files ({error.strerror})"
     if problem is not None:
         text = f"cannot write there: {problem}"
         raise UserError(text, where=f"{where} {path}", hint="choose another place")

@@ -22,10 +22,8 @@ from smarttrim_cli.engine.runs import Run, is_run
 from smarttrim_cli.engine.sharing import leave_group_at_exit
 from smarttrim_cli.engine.teacher import teaching_of
 from smarttrim_cli.engine.trainer import Trainer
-from smarttrim_cli.errors import UserError
+from smarttrim_cli.errors import UserError, some
 from smarttrim_cli.recipe import Recipe
-
-_SHOWN = 4
 
 
 def finetune(
@@ -117,9 +115,8 @@ def _refuse_taken(run: Run, resume: str | None, overwrite: bool) -> None:
     foreign = run.foreign()
     begun = is_run(run.path) and "recipe.yaml" not in foreign
     if foreign and (overwrite or not begun):
-        shown = ", ".join(foreign[:_SHOWN]) + (", ..." if len(foreign) > _SHOWN else "")
         raise UserError(
-            f"this directory holds other things than a run: {shown}",
+            f"this directory holds other things than a run: {some(foreign)}",
             where=str(run.path),
             hint="output_dir=... goes elsewhere; nothing in it was touched",
         )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from smarttrim_cli.data.files import shown
 from smarttrim_cli.errors import UserError
 
 
@@ -68,6 +68,4 @@ def _check(content: Mapping[str, Any], kinds: Mapping[str, _Kind], prefix: str, 
     for key, (holds, name) in kinds.items():
         value = content.get(key)
         if value is not None and not holds(value):
-            shown = json.dumps(value, ensure_ascii=False, default=str)
-            shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
-            raise UserError(f"{prefix}{key} is {shown}, not {name}", where=where)
+            raise UserError(f"{prefix}{key} is {shown(value)}, not {name}", where=where)

@@ -10,10 +10,9 @@ import yaml
 
 from smarttrim_cli.engine.checkpoint import latest
 from smarttrim_cli.engine.runs import Run
-from smarttrim_cli.errors import UserError
+from smarttrim_cli.errors import UserError, some
 from smarttrim_cli.recipe import Recipe, resolved_yaml
 
-_SHOWN = 4
 _MAY_CHANGE = (
     "schema_version",
     "description",
@@ -88,9 +87,8 @@ def refuse_other_recipe(checkpoint: Path, recipe: Recipe) -> None:
         if key in before and now[key] != before[key] and not _may_change(key)
     ]
     if changed:
-        more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise UserError(
-            f"the checkpoint is of another recipe: {'; '.join(changed[:_SHOWN])}{more}",
+            f"the checkpoint is of another recipe: {some(changed, '; ')}",
             where=str(checkpoint),
             hint=f"resume with the interrupted run's own: smarttrim finetune {file} --resume ...",
         )

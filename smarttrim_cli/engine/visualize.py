@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import Run, find_subject, require_model, warn_of_unused
 from smarttrim_cli.engine.similarity import as_json, measure
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.tasks._data import stable_hash
 
 _MOST_SURVEYED, _PAIR_IMAGES = 400, 24
 _LONGEST_NAME = 80
@@ -276,4 +276,4 @@ def _distinct(sample_id: Any) -> str:
     """An id that is safe in file names; one that loses something by that is told apart by a short hash."""
     text = str(sample_id)
     plain = _plain(text)
-    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return plain if plain == text else f"{plain}-{stable_hash(text):x}"

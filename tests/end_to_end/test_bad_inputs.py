@@ -219,9 +219,15 @@ def test_predictions_that_are_none(run_here: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that takes no files")
 def test_output_that_cannot_be_written_is_refused_before_the_work(run_here: Path) -> None:
     text = smarttrim("evaluate", "runs/tiny", "--output", "/proc/x.json", code=2)
-    assert text.startswith("error: --output /proc/x.json: cannot be written: ") and "evaluating" not in text
+    assert text.startswith("error: --output /proc/x.json: cannot write there: /proc takes no files")
+    assert "evaluating" not in text
+    for option in ("--predictions-out", "--submission-out"):
+        text = smarttrim("evaluate", "runs/tiny", option, "/proc/x.json", code=2)
+        assert (
+            text.startswith(f"error: {option} /proc/x.json: cannot write there") and "evaluating" not in text
+        )
     text = smarttrim("finetune", "tiny.yaml", "output_dir=/proc/foo/bar", *QUICK, code=2)
-    assert "error: /proc/foo" in text
+    assert text.startswith("error: output_dir /proc/foo/bar: cannot write there: /proc takes no files")
 
 
 def test_output_is_printed_though_its_disk_is_full(run_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
