@@ -265,8 +265,9 @@ class Trainer:
         macs = 1.0 / self.plan.speedup
         if curriculum.enabled:
             macs = linear_schedule(macs, progress, curriculum.end_ratio)
-        stable = self.recipe.strategy.stable_init.enabled
-        noise = noise_share(progress, curriculum.end_ratio, stable, pruning.noise_anneal_ratio)
+        stable = self.recipe.strategy.stable_init
+        grows = stable.enabled and stable.grow_noise
+        noise = noise_share(progress, curriculum.end_ratio, grows, pruning.noise_anneal_ratio)
         noise = noise if pruning.gumbel_noise else 0.0
         controller = self.recipe.strategy.budget_controller
         solve = controller.enabled and controller.method == "solved"

@@ -42,18 +42,20 @@ def steered_threshold(threshold: float, macs_ratio: float, target: float, gain: 
     return threshold + gain * (macs_ratio - target)
 
 
-def noise_share(progress: float, end_ratio: float, stable: bool, anneal_ratio: float = 0.0) -> float:
+def noise_share(progress: float, end_ratio: float, grows: bool, anneal_ratio: float = 0.0) -> float:
     """Share of the Gumbel noise at a point of training.
 
-    Stable initialisation means no random drops at the beginning: the noise grows with the curriculum.
+    Stable initialisation means no random drops at the beginning. Either the noise grows with the curriculum,
+    or it is whole and the scores start so high that it drops next to nothing; then what is kept follows the
+    scores smoothly, where without noise all tokens of a layer cross the threshold together.
     Annealing, which is ours, lets it fall to 0 at the end, so that the model meets the decisions it will be
     evaluated with.
 
     Args:
         progress: Share of all steps done, 0..1.
-        end_ratio: Share of all steps over which the noise grows if ``stable``.
-        stable: Whether it grows at all; else it is whole from the start.
+        end_ratio: Share of all steps over which the noise grows.
+        grows: Whether it does; else it is whole from the start.
         anneal_ratio: Share of all steps, at the end, over which it falls.
     """
-    share = ramp(progress, end_ratio) if stable else 1.0
+    share = ramp(progress, end_ratio) if grows else 1.0
     return share if anneal_ratio == 0 else min(share, max(1.0 - progress, 0.0) / anneal_ratio)

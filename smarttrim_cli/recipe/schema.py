@@ -178,7 +178,15 @@ class StableInit(Section):
     """Trimmers that start by keeping everything."""
 
     enabled: bool = Field(True, description="Whether the trimmers' last bias starts at keep_logit.")
-    keep_logit: float = Field(3.0, description="Logit of keeping, at the start of training.")
+    keep_logit: float = Field(
+        3.0,
+        description="Logit of keeping, at the start of training; with whole noise, 6 drops one token in 400.",
+    )
+    grow_noise: bool = Field(
+        True,
+        description="Whether Gumbel noise grows with the curriculum; else it is whole from the start, and "
+        "keep_logit alone prevents random drops.",
+    )
 
 
 class Curriculum(Section):

@@ -237,6 +237,14 @@ def test_best_is_kept_only_at_the_full_target(tmp_path: Path, monkeypatch: pytes
         ),
         ("strategy.stable_init.enabled=false", lambda r: r[0]["kept/token.vision"] < 0.9),
         (
+            "strategy.stable_init={keep_logit: 1.0, grow_noise: true}",
+            lambda r: r[0]["kept/token.vision"] == 1,
+        ),
+        (
+            "strategy.stable_init={keep_logit: 1.0, grow_noise: false}",
+            lambda r: r[0]["kept/token.vision"] < 0.9,
+        ),
+        (
             "strategy.curriculum.end_ratio=1",
             lambda r: r[0]["target/token.vision"] > r[1]["target/token.vision"],
         ),

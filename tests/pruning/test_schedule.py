@@ -20,18 +20,18 @@ def test_schedules_of_groups() -> None:
     assert scheduled_targets(targets, 0.0, 0.5, False) == targets
 
 
-def test_noise_grows_with_the_curriculum_under_stable_initialisation() -> None:
-    assert noise_share(0.0, 0.6, stable=True) == 0.0
-    assert noise_share(0.3, 0.6, stable=True) == pytest.approx(0.5)
-    assert noise_share(0.9, 0.6, stable=True) == 1.0
-    assert noise_share(0.0, 0.6, stable=False) == 1.0
+def test_noise_grows_with_the_curriculum_or_is_whole() -> None:
+    assert noise_share(0.0, 0.6, grows=True) == 0.0
+    assert noise_share(0.3, 0.6, grows=True) == pytest.approx(0.5)
+    assert noise_share(0.9, 0.6, grows=True) == 1.0
+    assert noise_share(0.0, 0.6, grows=False) == 1.0
 
 
 def test_annealed_noise_falls_to_nothing_at_the_end() -> None:
-    assert noise_share(0.6, 0.4, stable=True, anneal_ratio=0.5) == pytest.approx(0.8)
-    assert noise_share(0.9, 0.4, stable=False, anneal_ratio=0.5) == pytest.approx(0.2)
-    assert noise_share(1.0, 0.4, stable=True, anneal_ratio=0.5) == 0.0
-    assert noise_share(0.2, 0.4, stable=True, anneal_ratio=0.5) == pytest.approx(0.5)
+    assert noise_share(0.6, 0.4, grows=True, anneal_ratio=0.5) == pytest.approx(0.8)
+    assert noise_share(0.9, 0.4, grows=False, anneal_ratio=0.5) == pytest.approx(0.2)
+    assert noise_share(1.0, 0.4, grows=True, anneal_ratio=0.5) == 0.0
+    assert noise_share(0.2, 0.4, grows=True, anneal_ratio=0.5) == pytest.approx(0.5)
 
 
 def test_the_threshold_rises_while_too_much_is_kept() -> None:
