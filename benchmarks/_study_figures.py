@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from _study_cells import Cell, Cells
+from _study_latency import timed
 
 from smarttrim_cli.engine.figures.canvas import (
     BLUE,
@@ -54,6 +55,32 @@ def pareto(path: Path, cells: Cells, bases: dict[str, str]) -> bool:
             )
     if panels:
         draw_pareto(path, [panels[start : start + 2] for start in range(0, len(panels), 2)])
+    return bool(panels)
+
+
+def latency(path: Path, cells: Cells, bases: dict[str, str]) -> bool:
+    """A panel per base: score against the time that the full-size model takes at the same ratio."""
+    panels = []
+    for base, title in bases.items():
+        points = [
+            Point(cell.first["label"], time, score.mean, _bar(score.standard_error))
+            for cell, time in timed(cells, base)
+            if (score := cell.score()) is not None
+        ]
+        if points:
+            full = _full(cells, base)
+            panels.append(
+                Panel(
+                    title,
+                    "time of the full-size model, share of the whole",
+                    _metric(cells, base),
+                    points,
+                    (),
+                    full and (1.0, full[1]),
+                )
+            )
+    if panels:
+        draw_pareto(path, [panels])
     return bool(panels)
 
 

@@ -15,6 +15,7 @@ import _study_figures as figures
 import _study_tables as tables
 from _study_cells import Cells, read_cells
 from _study_claims import claims_table
+from _study_latency import latency_table
 from _study_pool import read_json
 from _study_readme import write_readme
 from _study_table import ROOT, as_overrides, read_methods, study_run
@@ -39,6 +40,10 @@ _HOW = """± is one standard error over seeds and test instances together. *reta
 score of the best full model on these scenes. Differences are of the same seeds and instances. MACs are those
 of the packed forward, the trimmers' own included; *(off)* marks methods that are more than 3 % from the ratio
 named. *crowded scenes* have more objects than any in training."""
+_TIMED = """The scenes' models are too small to get faster. *time* is what a full-size model with random
+weights takes for a single instance at the same ratio and with the same kind of trimmers, as a share of the
+full one: `benchmarks/latency.py` ([performance](../../performance.md)); scores are those of the small models.
+Methods and ratios that were not timed are missing."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,6 +79,7 @@ def _sections(cells: Cells, methods: dict[str, Any], folder: Path) -> list[str]:
         lines += ["![score against MACs](pareto.png)", ""]
     for base, title in bases.items():
         lines += _titled(f"### {title}", tables.main_table(cells, base))
+    lines += _latency(cells, bases, folder)
     for base, title in bases.items():
         found = _titled(f"## Heads: {title}", tables.heads_table(cells, base))
         if found and figures.heads(folder / f"heads_{base}.png", cells, base):
@@ -86,6 +92,17 @@ def _sections(cells: Cells, methods: dict[str, Any], folder: Path) -> list[str]:
     for base, title in bases.items():
         lines += _titled(f"## Compute and difficulty: {title}", tables.difficulty_table(cells, base))
     return lines
+
+
+def _latency(cells: Cells, bases: dict[str, str], folder: Path) -> list[str]:
+    """Scores against time, where full-size models were timed at the same ratio."""
+    found = [(title, latency_table(cells, base)) for base, title in bases.items()]
+    lines = [line for title, table in found for line in _titled(f"### {title}, full-size model", table)]
+    if not lines:
+        return []
+    if figures.latency(folder / "latency.png", cells, bases):
+        lines += ["![score against time](latency.png)", ""]
+    return ["## Score against time", "", *_TIMED.splitlines(), "", *lines]
 
 
 def _relevance(cells: Cells, base: str, title: str, folder: Path) -> list[str]:

@@ -20,6 +20,7 @@ import study
 import study_report
 from _study_cells import Cells, read_cells
 from _study_claims import claims_table
+from _study_latency import ROWS, timed
 from _study_pool import Folders, estimate, run_all, to_do
 from _study_readme import README, study_table, updated
 from _study_table import StudyRun, as_overrides, read_methods, run_name, study_run, table
@@ -329,6 +330,26 @@ def test_claims() -> None:
     assert rows["SmartTrim, ordinary, 2.0x: at least 30 points above no_curriculum"] == "yes"
     assert rows["SmartTrim, ordinary, 2.0x: at least 30 points above no_stable_init"] == "-"
     assert rows["learned heads, 0.5 kept: above random"] == "yes"
+
+
+def test_scores_against_time(tmp_path: Path) -> None:
+    rows = {"tokens 2.0x": {"speedup": 1.6}, "2.0x, static heads": {"speedup": 2.0}}
+    measured = tmp_path / "latency.json"
+    measured.write_text(json.dumps({"backbones": {"meter": {"rows": rows}}}))
+    methods = ("ours", "ours_all", "trips")  # TRIPS at 2.0x was not timed
+    cells = Cells(made_up(method, 0.5) for method in methods)
+    assert {one.cell.method: one.time for one in timed(cells, "meter_vqa", measured)} == {
+        "ours": 0.625,
+        "ours_all": 0.5,
+    }
+    assert list(timed(cells, "meter_nlvr2", measured)) == []
+    assert list(timed(cells, "meter_vqa", tmp_path / "missing.json")) == []
+
+
+def test_methods_are_timed_by_rows_that_exist() -> None:
+    cells = Cells(made_up(method, 0.5) for method in ROWS)
+    timed_methods = {one.cell.method for one in timed(cells, "meter_vqa")}
+    assert timed_methods == ROWS.keys()
 
 
 def test_a_trial_is_shown_by_what_it_changed() -> None:
