@@ -23,6 +23,7 @@ from smarttrim_cli.data.samples import (
 )
 from smarttrim_cli.data.splits import unlabelled
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.metrics.vqa_accuracy import normalize_answer
 
 KEYS: dict[str, tuple[str, ...]] = {
     "vqa": ("question", "answer", "answers", "image_id", "question_type", "answer_type", "type", "id"),
@@ -122,16 +123,22 @@ def _captioned(entry: Entry) -> CaptionedImage:
 def _answers(entry: Entry) -> tuple[str, ...] | None:
     """Answers of all annotators; a single answer stands for ten equal ones.
 
-    Besides a list of texts, the layout of VQA v2 is taken: a list of objects, each with ``answer``.
+    Besides a list of texts, the layout of VQA v2 is taken: a list of objects, each with ``answer``. Answers
+    are normalised, as those of the vocabulary are: the official accuracy compares answers on which all agree
+    as they are written, so that "yes" would be wrong where ten said "Yes".
     """
     if entry.values.get("answers") is None:
         answer = _annotation(entry, "answer")
-        return None if answer is None else (_text(entry, "answer"),) * _ANNOTATORS
+        return None if answer is None else (_normalized(_text(entry, "answer")),) * _ANNOTATORS
     given = entry.values["answers"]
     if isinstance(given, Sequence) and not isinstance(given, str):
         given = [one.get("answer") if isinstance(one, Mapping) else one for one in given]
-    answers = texts({"answers": given}, "answers", entry.where)
+    answers = tuple(map(_normalized, texts({"answers": given}, "answers", entry.where)))
     return answers * _ANNOTATORS if len(answers) == 1 else answers
+
+
+def _normalized(answer: str) -> str:
+    return normalize_answer(answer) or answer  # nothing is left of "a"
 
 
 def _annotation(entry: Entry, key: str) -> Any:

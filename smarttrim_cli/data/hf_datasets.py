@@ -13,6 +13,7 @@ No code that comes with data is run: there are no loading scripts, only files in
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from smarttrim_cli.data.splits import Log, file_names, joins_splits, unknown_spl
 from smarttrim_cli.errors import UserError
 
 TASKS = tuple(KEYS)
-_SHARD = re.compile(r"(.+?)(-\d+-of-\d+)?\.parquet")
+_SHARD = re.compile(r"(.+?)(-\d+-of-\d+(-[0-9a-f]+)?)?\.parquet")  # older hubs append a hash
 _METADATA = ("metadata.jsonl", "metadata.csv")
 _BATCH = 1000
 _COLUMN_KEYS = ("image", "images", *sorted({key for keys in KEYS.values() for key in keys}))
@@ -111,12 +112,21 @@ def _saved(folder: Path) -> Callable[[Any], Any]:
 
 
 def _parquet(folder: Path) -> dict[str, Callable[[Any], Any]]:
+    """By split: a folder is one, unless its files are shards with a split's name, as the hub writes them."""
+    found = [
+        (path, match)
+        for path in sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")])
+        if (match := _SHARD.fullmatch(path.name))
+    ]
+    plain = (folder, folder / "data")
+    configurations = {path.parent for path, match in found if match[2] and path.parent not in plain}
     files: dict[str, list[str]] = {}
-    for path in sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]):
-        found = _SHARD.fullmatch(path.name)
-        named = path.parent in (folder, folder / "data")
-        if found:
-            files.setdefault(found[1] if named else path.parent.name, []).append(str(path))
+    for path, match in found:
+        inside = path.parent not in plain
+        split = path.parent.name if inside and not match[2] else match[1]
+        if path.parent in configurations and len(configurations) > 1:
+            split = f"{path.parent.name}/{split}"
+        files.setdefault(split, []).append(glob.escape(str(path)))
     return {split: _of_builder("parquet", data_files=paths) for split, paths in files.items()}
 
 
@@ -125,10 +135,12 @@ def _image_folders(folder: Path) -> dict[str, Callable[[Any], Any]]:
     found = {path.name: path for path in parts}
     if any((folder / name).is_file() for name in _METADATA):
         found = {"train": folder}
-    return {
-        split: _of_builder("imagefolder", data_dir=str(path), drop_labels=True)
-        for split, path in found.items()
-    }
+    return {split: _of_builder("imagefolder", **_images_in(path)) for split, path in found.items()}
+
+
+def _images_in(folder: Path) -> dict[str, Any]:
+    """All files of a folder; by itself the builder makes splits of names such as COCO_val2014_1.jpg."""
+    return {"data_files": {"train": [f"{glob.escape(str(folder))}/**"]}, "drop_labels": True}
 
 
 def _of_builder(builder: str, **arguments: Any) -> Callable[[Any], Any]:

@@ -80,10 +80,14 @@ class Processor:
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """The text of token ids (L,), without special tokens.
 
-        Ids behind the tokenizer's vocabulary are the model's own special tokens, such as BLIP's [DEC].
+        Ids behind the tokenizer's vocabulary are the model's own special tokens, such as BLIP's [DEC]. Word
+        pieces are joined as the official BLIP does, "dog's" and not "dog ' s", whatever the tokenizer's own
+        setting is.
         """
         known = [index for index in torch.as_tensor(ids).tolist() if 0 <= index < len(self.tokenizer)]
-        return str(self.tokenizer.decode(known, skip_special_tokens=True)).strip()
+        clean = True if _of_word_pieces(self.tokenizer) else None
+        text = self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=clean)
+        return str(text).strip()
 
     def save(self, folder: Path) -> None:
         """Write tokenizer and preprocessing to a folder."""
@@ -145,6 +149,11 @@ def _no_tokenizer(name: str, error: Exception) -> UserError:
         where=name,
         hint="give a folder with tokenizer files, or a name that can be fetched or is in the local cache",
     )
+
+
+def _of_word_pieces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return isinstance(getattr(backend, "model", None), models.WordPiece)
 
 
 def train_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:

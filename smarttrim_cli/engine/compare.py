@@ -19,7 +19,7 @@ from smarttrim_cli.engine.pareto import draw, front
 from smarttrim_cli.engine.published import published_note, published_points
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.results import PREDICTIONS, Result, Side, read_results
-from smarttrim_cli.errors import UserError
+from smarttrim_cli.errors import UserError, some
 from smarttrim_cli.metrics.seeds import (
     Difference,
     matched_over_seeds,
@@ -52,11 +52,19 @@ class Level:
 
 @dataclass(frozen=True)
 class Row:
-    """A method at a level, over its seeds."""
+    """A method at a level, over its seeds.
+
+    Attributes:
+        method: The method's name; where it has several rows at a level, with the run's.
+    """
 
     method: str
     level: Level
     results: tuple[Result, ...]
+
+    def of(self, method: str) -> bool:
+        """Whether it is a row of a method."""
+        return self.results[0].method == method
 
 
 def compare(
@@ -149,9 +157,16 @@ def _data_names(results: Sequence[Result]) -> list[str]:
 
 def _group(results: Sequence[Result], reference: str, reporter: Reporter) -> dict[str, Any]:
     first = results[0]
-    rows = list(_rows(results))
+    rows = list(_rows(results, reporter))
     entries = [_entry(row) for row in rows]
     unpaired = False
+    several = [row for row in rows if row.of(reference) and row.method != reference]
+    if several:
+        names = some([f"{row.method} at {row.level}" for row in several])
+        reporter.warn(
+            f"{first.task}: --reference {reference} is several rows, {names}; what is compared with one of "
+            "them has no difference; give one a name of its own, NAME=PATH, and that as --reference"
+        )
     for row, entry in zip(rows, entries, strict=True):
         found = _difference_to_full(row) if reference == FULL else _difference_to(row, rows, reference)
         if found is not None:
@@ -179,19 +194,35 @@ def _group(results: Sequence[Result], reference: str, reporter: Reporter) -> dic
     }
 
 
-def _rows(results: Sequence[Result]) -> Iterable[Row]:
-    """Rows by level and method; results that share a seed are no repetitions: each is a row of its own."""
+def _rows(results: Sequence[Result], reporter: Reporter) -> Iterable[Row]:
+    """Rows by level and method; results that are no repetitions are rows of their own.
+
+    Repetitions have seeds of their own, and else the same recipe.
+    """
     cells: dict[tuple[str, float, str], list[Result]] = defaultdict(list)
     for result in results:
         level = _level(result)
         cells[(level.kind, level.value, result.method)].append(result)
     for (kind, value, method), members in sorted(cells.items(), key=lambda item: item[0]):
         level = Level(kind, value)
-        if len({result.seed for result in members}) == len(members):
+        differing = _differing(members)
+        if differing:
+            reporter.warn(
+                f"{members[0].task}: runs of {method} are not pooled, "
+                f"their recipes differ in {some(differing)}"
+            )
+        if len({result.seed for result in members}) == len(members) and not differing:
             yield Row(method, level, tuple(sorted(members, key=lambda r: (r.seed is None, r.seed or 0))))
         else:
             for result in members:
                 yield Row(f"{method}({Path(result.source).stem})", level, (result,))
+
+
+def _differing(results: Sequence[Result]) -> list[str]:
+    """Keys in which recipes that have them are not the same."""
+    recipes = [result.recipe for result in results if result.recipe]
+    shared = [key for key in (recipes or [{}])[0] if all(key in recipe for recipe in recipes)]
+    return [key for key in shared if any(recipe[key] != recipes[0][key] for recipe in recipes)]
 
 
 def _level(result: Result) -> Level:
@@ -278,10 +309,13 @@ def _difference_to_full(row: Row) -> Difference | None:
 
 def _difference_to(row: Row, rows: Sequence[Row], reference: str) -> Difference | None:
     """A row against the reference at the same level; seed by seed where the seeds are the same."""
-    others = [other for other in rows if other.method == reference and other.level.near(row.level)]
-    if row.method == reference or not others:
+    others = [other for other in rows if other.of(reference) and other.level.near(row.level)]
+    if row.of(reference) or not others:
         return None
-    other = min(others, key=lambda one: abs(one.level.value - row.level.value))
+    nearest = min(abs(one.level.value - row.level.value) for one in others)
+    other, *further = [one for one in others if abs(one.level.value - row.level.value) == nearest]
+    if further:  # several runs that are no repetitions
+        return None
     by_seed = {result.seed: result.model for result in other.results}
     pairs = [(result.model, by_seed[result.seed]) for result in row.results if result.seed in by_seed]
     if len(pairs) == len(row.results):

@@ -143,9 +143,11 @@ def predict(
         result.skipped = expected - len(result.records)
         if not result.records:
             raise UserError(f"none of the {expected} instances can be used: their images are broken")
-        if "part_of" in result.records[0] and result.macs:
+        if "part_of" in result.records[0]:
             owners = [record["part_of"] for record in result.records]
-            result.macs, result.full_macs = (summed(v, owners) for v in (result.macs, result.full_macs))
+            result.skipped //= len(owners) // len(set(owners))  # all are made of as many parts
+            if result.macs:
+                result.macs, result.full_macs = (summed(v, owners) for v in (result.macs, result.full_macs))
         result.records = bundle.task.finish(result.records)
     return results
 

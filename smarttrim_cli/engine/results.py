@@ -21,6 +21,7 @@ import yaml
 from smarttrim_cli.engine.result_keys import check_result
 from smarttrim_cli.engine.runs import Run, is_run
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.recipe.flat import flat, is_in
 from smarttrim_cli.tasks.records import read_records
 
 PREDICTIONS = "predictions.jsonl"
@@ -28,6 +29,19 @@ _PLACE = ("method", "task", "density", "ratio", "retention", "seed")
 _SCORE_TOLERANCE = 1e-3
 _SWITCHES = ("stable_init", "curriculum", "self_distillation")
 _ADDITIONS = ("guidance_warmup", "budget_controller")
+_OF_A_RUN = (
+    "schema_version",
+    "description",
+    "preset",  # what it stands for is in the other keys
+    "seed",
+    "train.eval_steps",
+    "train.save_steps",
+    "train.save_total_limit",
+    "train.dataloader_num_workers",
+    "train.num_threads",
+    "evaluate",
+    "logging",
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,7 @@ class Result:
         ratio: Named reduction of MACs; None if none was named.
         retention: Named share of heads kept; None if none was named.
         settings: Options of the data, to tell data sets of one name apart.
+        recipe: What repetitions of a run have in common, by dotted key; empty where no recipe is stored.
         difference: Model minus full, as ``evaluate`` found it (``mean``, ``se``), if it did.
     """
 
@@ -75,6 +90,7 @@ class Result:
     seed: int | None = None
     count: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     difference: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -205,8 +221,14 @@ def _result(
         seed=content.get("seed", recipe.get("seed")),
         count=content.get("count"),
         settings={key: value for key, value in data.items() if key != "data_dir"},
+        recipe={key: value for key, value in flat(recipe) if not _may_differ(key)},
         difference=content.get("difference") or {},
     )
+
+
+def _may_differ(key: str) -> bool:
+    """Whether repetitions of a run may differ in a key: seed, places, what training does not depend on."""
+    return key.endswith(("_dir", "checkpoint")) or is_in(key, _OF_A_RUN)
 
 
 def _number(value: Any) -> float | None:

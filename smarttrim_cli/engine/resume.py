@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from smarttrim_cli.engine.checkpoint import latest
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.errors import UserError, some
 from smarttrim_cli.recipe import Recipe, resolved_yaml
+from smarttrim_cli.recipe.flat import flat, is_in
 
 _MAY_CHANGE = (
     "schema_version",
@@ -80,7 +80,7 @@ def refuse_other_recipe(checkpoint: Path, recipe: Recipe) -> None:
         return
     if not isinstance(stored, dict):
         return
-    before, now = dict(_flat(stored)), dict(_flat(yaml.safe_load(resolved_yaml(recipe))))
+    before, now = dict(flat(stored)), dict(flat(yaml.safe_load(resolved_yaml(recipe))))
     changed = [
         f"{key} is {_text(now[key])} and was {_text(before[key])}"
         for key in now
@@ -95,16 +95,7 @@ def refuse_other_recipe(checkpoint: Path, recipe: Recipe) -> None:
 
 
 def _may_change(key: str) -> bool:
-    return key.endswith("_dir") or any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values; a section that is empty or null is a value."""
-    for key, value in section.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return key.endswith("_dir") or is_in(key, _MAY_CHANGE)
 
 
 def _text(value: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,24 @@ class Progress:
     seconds: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     """Losses since they were last logged."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Of how many steps; what trimming brings begins amid them."""
+
+    def __post_init__(self) -> None:
+        """Checkpoints of older versions have no counts: their sums are left."""
+        self.sums = {name: value for name, value in self.sums.items() if name in self.counts}
+
+    def add(self, terms: Mapping[str, float]) -> None:
+        """The losses of a step."""
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take_means(self) -> dict[str, float]:
+        """Means since they were last taken."""
+        means = {name: value / self.counts[name] for name, value in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return means
 
 
 class Trainer:
@@ -123,11 +142,15 @@ class Trainer:
         loader = iter(self.loader(self.progress.step, self.total_steps, self.recipe.seed))
         if self.warmup is not None:
             self._train_until(loader, self.first_trimmed_step)
-            amid = self.progress.step > 0  # the losses since the last log are training's then
-            sums = self.progress.sums if amid else {}
-            self.progress.sums = {} if amid else self.progress.sums
+            progress, amid = (
+                self.progress,
+                self.progress.step > 0,
+            )  # the losses since the last log are training's
+            before = (progress.sums, progress.counts) if amid else ({}, {})
+            if amid:
+                progress.sums, progress.counts = {}, {}
             self.warmup.run()
-            self.progress.sums = sums
+            progress.sums, progress.counts = before
         self._train_until(loader, self.total_steps)
 
     @property
@@ -147,11 +170,9 @@ class Trainer:
                 terms = self._step(loader)
                 self.progress.step += 1
                 self.progress.seconds = before + time.perf_counter() - started
-                for name, value in terms.items():
-                    self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+                self.progress.add(terms)
                 if self._due(self.recipe.logging.logging_steps):
-                    tracker.update(self.progress.step, **self._log(self.progress.sums))
-                    self.progress.sums = {}
+                    tracker.update(self.progress.step, **self._log())
                 self._evaluate_and_save()
 
     def loader(self, first: int, last: int, seed: int) -> Loader:
@@ -282,10 +303,8 @@ class Trainer:
         last = self.progress.step == self.total_steps
         return last if every is None else last or self.progress.step % every == 0
 
-    def _log(self, sums: dict[str, float]) -> dict[str, float]:
-        every = self.recipe.logging.logging_steps
-        steps = self.progress.step % every or every
-        record = {name: value / steps for name, value in sums.items()}
+    def _log(self) -> dict[str, float]:
+        record = self.progress.take_means()
         target = self.target_at(self.progress.step / self.total_steps)
         if target is not None:
             record |= {f"target/{group}": value for group, value in target.kept.items()}
@@ -340,11 +359,12 @@ class Trainer:
 
     def _keep_best(self, score: float) -> None:
         """Models are only comparable once the full target holds."""
-        end = self.recipe.strategy.curriculum
-        at_target = not self.bundle.model.sites or not end.enabled
-        reached = end.start_ratio + (1 - end.start_ratio) * end.end_ratio
-        if not at_target and self.progress.step / self.total_steps < reached:
-            return
+        curriculum, step = self.recipe.strategy.curriculum, self.progress.step
+        if self.bundle.model.sites:
+            begins, ramp = curriculum.start_ratio, curriculum.end_ratio if curriculum.enabled else 0.0
+            untrimmed = (step - 1) / self.total_steps < begins
+            if untrimmed or step / self.total_steps < begins + (1 - begins) * ramp:
+                return
         if self.progress.best_score is None or score > self.progress.best_score:
             self.progress.best_score, self.progress.best_step = score, self.progress.step
             self._save(self.run.path / "best")

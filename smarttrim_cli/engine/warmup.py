@@ -110,8 +110,7 @@ class WarmStart:
         with trainer.reporter.track(self.steps, "warming up the trimmers") as tracker:
             while progress.warmup_step < self.steps:
                 self._set_learning_rates()
-                for name, value in trainer.optimize(loader, self.losses).items():
-                    progress.sums[name] = progress.sums.get(name, 0.0) + value
+                progress.add(trainer.optimize(loader, self.losses))
                 progress.warmup_step += 1
                 progress.seconds = before + time.perf_counter() - started
                 if self._due(trainer.recipe.logging.logging_steps):
@@ -138,10 +137,7 @@ class WarmStart:
 
     def _log(self) -> dict[str, float]:
         trainer, progress = self.trainer, self.trainer.progress
-        every = trainer.recipe.logging.logging_steps
-        steps = progress.warmup_step % every or every
-        record = {name: value / steps for name, value in progress.sums.items()}
-        progress.sums = {}
+        record = progress.take_means()
         if trainer.accelerator.is_main_process:
             place = {"step": progress.step, "phase": "warmup", "warmup_step": progress.warmup_step}
             trainer.run.log({**place, "seconds": round(progress.seconds, 2), **record})

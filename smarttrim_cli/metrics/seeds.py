@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from smarttrim_cli.metrics.stats import mean_with_error
 
+_ROUNDING = 1e-12
 _ANGLES = 20_001
 
 
@@ -124,13 +125,16 @@ def combined(
 def two_sided_p(mean: float, error: float, degrees: float) -> float:
     """Probability under Student's t of a mean at least as far from 0; nan without an error.
 
+    Without one are also differences that happen to be the same: two seeds of a small test set say nothing of
+    how far others would be.
+
     With t = sqrt(degrees) tan(a) the density of ``a`` is proportional to cos(a) ** (degrees - 1), which is
     integrated numerically.
     """
     if math.isnan(error):
         return math.nan
-    if error == 0:
-        return 1.0 if mean == 0 else 0.0
+    if error <= _ROUNDING * abs(mean):
+        return 1.0 if mean == 0 else math.nan
     t = abs(mean) / error
     if degrees > 10_000:
         return math.erfc(t / math.sqrt(2))

@@ -171,9 +171,18 @@ class ContrastiveLoss(StatefulLoss):
 
 
 def gathered(values_B: Tensor) -> Tensor:
-    """Values of all processes, which have batches of one size; of this one where it is alone."""
+    """Values of all processes, in their order; of this one where it is alone.
+
+    Their batches need not have one size: where broken images are skipped, some are smaller.
+    """
     if not (distributed.is_available() and distributed.is_initialized()):
         return values_B
-    parts = [torch.empty_like(values_B) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(parts, values_B.contiguous())
-    return torch.cat(parts)
+    number = torch.tensor([len(values_B)], device=values_B.device)
+    numbers = [torch.empty_like(number) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(numbers, number)
+    sizes = [int(size) for size in numbers]
+    padded = values_B.new_zeros((max(sizes), *values_B.shape[1:]))
+    padded[: len(values_B)] = values_B
+    parts = [torch.empty_like(padded) for _ in sizes]
+    distributed.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])

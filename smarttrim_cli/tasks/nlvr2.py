@@ -5,6 +5,7 @@ Trained with cross-entropy, as METER and BLIP do. Class 1 is "True" in both.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -31,6 +32,16 @@ class Nlvr2Task(Classification):
 
     classes = ("False", "True")
 
+    def __init__(self, options: Options, log: Callable[[str], None]) -> None:
+        super().__init__(options, log)
+        self._pairs: dict[str | None, int] = {}
+
+    def samples(self, split: str, *, labelled: bool = False) -> list[StatementSample]:
+        """Samples of a split, read once; how many pairs every statement has there is known from then on."""
+        samples: list[StatementSample] = super().samples(split, labelled=labelled)
+        self._pairs.update(Counter(sample.statement for sample in samples))
+        return samples
+
     @property
     def form(self) -> Form:
         """A classifier of two images and a text."""
@@ -41,17 +52,28 @@ class Nlvr2Task(Classification):
         return None if sample.label is None else str(sample.label)
 
     def record(self, sample: StatementSample, prediction: str) -> Record:
-        """The record of a prediction; ``statement`` says which sentence it is about, for consistency."""
-        return {**super().record(sample, prediction), "statement": sample.statement}
+        """The record of a prediction, with what consistency needs.
+
+        ``statement`` says which sentence it is about, ``pairs`` how many pairs of images the split has.
+        """
+        own = {"statement": sample.statement, "pairs": self._pairs.get(sample.statement)}
+        return {**super().record(sample, prediction), **own}
 
     def summarize(self, records: Sequence[Record]) -> dict[str, Any]:
-        """Accuracy and, where statements are known, the share of those right for all their image pairs."""
+        """Accuracy and, where statements are known, the share of those right for all their image pairs.
+
+        Statements of which pairs are missing (a part of a split, broken images) do not count: to be right for
+        fewer pairs is easier.
+        """
         summary = super().summarize(records)
         known = [
             (record["statement"], bool(record["score"]))
             for record in records
             if record["score"] is not None and record["statement"] is not None
         ]
+        there = Counter(statement for statement, _ in known)
+        pairs = {record["statement"]: record.get("pairs") or 0 for record in records}
+        known = [(statement, right) for statement, right in known if there[statement] >= pairs[statement]]
         if known:
             estimate = consistency([statement for statement, _ in known], [right for _, right in known])
             summary |= {**estimated("consistency", estimate), "statements": estimate.count}

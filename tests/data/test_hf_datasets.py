@@ -87,8 +87,8 @@ def save_folders(folder: Path) -> None:
 
 @pytest.mark.parametrize("save", [save_dict, save_shards, save_files, save_folders])
 def test_formats_on_disk(tmp_path: Path, save: Callable[[Path], None]) -> None:
-    save(tmp_path / "data set")
-    options = Options(data_dir=str(tmp_path / "data set"), columns={"id": "question_id"})
+    save(tmp_path / "data [set]")
+    options = Options(data_dir=str(tmp_path / "data [set]"), columns={"id": "question_id"})
     assert splits(options, "vqa") == ["train", "validation"]
     found = read(options, "vqa", "train", labelled=True)
     assert [grey(sample.images[0]) for sample in found] == list(GREYS)
@@ -109,6 +109,39 @@ def test_a_single_data_set_is_split_train(tmp_path: Path) -> None:
         "train:1",
         "train:2",
     ]
+
+
+def test_shards_as_the_hub_names_them(tmp_path: Path) -> None:
+    """With the hash of older hubs; in the folder of a configuration, where a folder's name is no split."""
+    for name in ("train-00000-of-00002-8f3c0b7a4d1e2f30", "train-00001-of-00002-77cc0b7a4d1e2f30"):
+        (tmp_path / "one" / "data").mkdir(parents=True, exist_ok=True)
+        questions().to_parquet(str(tmp_path / "one" / "data" / f"{name}.parquet"))
+    for split in ("train", "test"):
+        (tmp_path / "two" / "default").mkdir(parents=True, exist_ok=True)
+        questions().to_parquet(str(tmp_path / "two" / "default" / f"{split}-00000-of-00001.parquet"))
+    assert splits(Options(data_dir=str(tmp_path / "one")), "vqa") == ["train"]
+    assert splits(Options(data_dir=str(tmp_path / "two")), "vqa") == ["test", "train"]
+    (tmp_path / "two" / "other").mkdir()
+    questions().to_parquet(str(tmp_path / "two" / "other" / "test-00000-of-00001.parquet"))
+    assert splits(Options(data_dir=str(tmp_path / "two")), "vqa") == [
+        "default/test",
+        "default/train",
+        "other/test",
+    ]
+
+
+def test_names_of_images_are_no_splits(tmp_path: Path) -> None:
+    """The library sorts files by words such as val in their names, if it may."""
+    folder = tmp_path / "own [data]" / "train"
+    folder.mkdir(parents=True)
+    names = ["COCO_val2014_1.png", "test-1.png", "a.png"]
+    for name, picture in zip(names, pictures(), strict=True):
+        picture.save(folder / name)
+    lines = [json.dumps({"file_name": name, "text": [name]}) for name in names]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    options = Options(data_dir=str(folder.parent), columns={"captions": "text"})
+    found = read(options, "retrieval", "train", labelled=True)
+    assert sorted(sample.captions[0] for sample in found) == sorted(names)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

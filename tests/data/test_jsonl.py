@@ -15,7 +15,9 @@ from smarttrim_cli.data.samples import (
     StatementSample,
     VqaSample,
 )
+from smarttrim_cli.data.vocab import AnswerVocab
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.metrics.vqa_accuracy import vqa_accuracy
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "vqa": {"image": "img/1.jpg", "question": "What color?", "answer": "red"},
@@ -50,6 +52,19 @@ def test_every_task(tmp_path: Path, task: str, expected: Any) -> None:
         wanted = VqaSample(**{**vars(wanted), "major_answer": "red"})
     assert sample == wanted
     assert set(EXAMPLES) == set(TASKS)
+
+
+def test_answers_are_normalised_as_the_vocabulary_is(tmp_path: Path) -> None:
+    """The official accuracy compares answers as they are written where all are the same."""
+    lines = [
+        {"image": "1.jpg", "question": "?", "answer": "Two"},
+        {"image": "1.jpg", "question": "?", "answers": ["The dog.", "dog", "A"]},
+    ]
+    one, several = samples(tmp_path, "vqa", *lines)
+    assert isinstance(one, VqaSample) and isinstance(several, VqaSample)
+    assert one.answers == ("2",) * 10 and several.answers == ("dog", "dog", "A")
+    assert vqa_accuracy("2", one.answers) == 1.0
+    assert AnswerVocab(("2", "dog")).soft_targets(one.answers) == {0: 1.0}
 
 
 def test_answers_of_several_annotators(tmp_path: Path) -> None:

@@ -154,6 +154,16 @@ def test_decoding_passes_over_ids_that_only_the_model_knows(tmp_path: Path) -> N
     assert one.decode([len(words), *ids_1L[0, 1:].tolist(), 0, 0, len(words) + 1]) == "two pictures of a?"
 
 
+@pytest.mark.parametrize("text", ["a dog's ball.", "don't know, maybe"])
+def test_word_pieces_are_joined_as_they_are_written(text: str, tmp_path: Path) -> None:
+    """Scores of captions and answers compare texts, and a lone apostrophe is dropped by their tokenizer."""
+    pieces = ["a", "dog", "s", "ball", "don", "t", "know", "maybe", "'", ".", ","]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces]
+    BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(tmp_path)
+    tokens = Processor(load_tokenizer(str(tmp_path)), Preprocess(32), 20)
+    assert tokens.decode(tokens.tokens([text])[0][0]) == text
+
+
 def test_words_of_a_new_task_are_learned_behind_those_that_are_there() -> None:
     old = train_word_tokenizer(TEXTS)
     new = extend_word_tokenizer(old, ["Two zebras, are red!", "a zebra"])

@@ -183,6 +183,31 @@ def test_runs_on_other_data_or_with_the_same_seed_are_not_pooled(tmp_path: Path)
     assert [row["method"][-3:] for row in groups[0]["rows"]] == ["(a)", "(b)"]
 
 
+def test_runs_of_other_recipes_are_no_repetitions(tmp_path: Path) -> None:
+    """Two seeds of one method, but at another resolution and for more steps."""
+    content = {**result("", 0, "1101"), "seed": None}
+    del content["task"], content["method"], content["density"], content["seed"]
+    longer = {**RECIPE, "seed": 2, "train": {"max_steps": 20}, "evaluate": {"batch_size": 2}}
+    run_folder(tmp_path / "a", {**RECIPE, "train": {"max_steps": 10}, "evaluate": {"batch_size": 1}}, content)
+    run_folder(tmp_path / "b", longer, content)
+    listener = Listener()
+    report = compare([str(tmp_path)], reporter=listener)
+    assert [(row["method"][-3:], row["seeds"]) for row in report["groups"][0]["rows"]] == [
+        ("(a)", 1),
+        ("(b)", 1),
+    ]
+    assert any("not pooled, their recipes differ in train.max_steps" in text for text in listener.heard)
+
+
+def test_a_reference_that_is_several_rows_is_said(tmp_path: Path) -> None:
+    twice = [result("random", 1, scores) for scores in ("1100", "1000")]
+    folder = write(tmp_path / "results", result("ours", 1, "1101"), result("ours", 2, "1111"), *twice)
+    listener = Listener()
+    report = compare([folder], reference="random", reporter=listener)
+    assert all(row["difference"] is None for row in report["groups"][0]["rows"])
+    assert any("--reference random is several rows" in text for text in listener.heard)
+
+
 def test_a_model_without_trimming_is_compared_as_it_is(tmp_path: Path) -> None:
     content = {"metric": "accuracy", "split": "test", "count": 4, "full": {"accuracy": 0.9}}
     student = {**RECIPE, "pruning": None, "strategy": {"teacher": {"checkpoint": "x"}}}

@@ -210,8 +210,20 @@ def test_save_total_limit(tmp_path: Path) -> None:
     assert [path.name for path in Run(tmp_path / "run").checkpoints()] == ["step-4", "step-5"]
 
 
-def test_best_is_kept_only_at_the_full_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the curriculum ends a model trims less: its score says nothing."""
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        ((), [(6, "best"), (8, "best"), (10, "model")]),
+        (
+            ("strategy.curriculum={enabled: false, start_ratio: 0.4}",),
+            [(6, "best"), (8, "best"), (10, "model")],
+        ),
+    ],
+)
+def test_best_is_kept_only_at_the_full_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], kept: list[Any]
+) -> None:
+    """Before the curriculum ends a model trims less, before it starts not at all: its score says nothing."""
     scores = iter([0.9, 0.8, 0.3, 0.5, 0.4])
 
     def scored(task: Any, result: Any) -> dict[str, Any]:
@@ -223,8 +235,18 @@ def test_best_is_kept_only_at_the_full_target(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(
         Trainer, "_save", lambda self, path: (saved.append((self.progress.step, path.name)), keep(self, path))
     )
-    finetune(tiny_recipe(tmp_path, "train.max_steps=10", "train.eval_steps=2", "evaluate.max_instances=8"))
-    assert saved == [(6, "best"), (8, "best"), (10, "model")]
+    settings = ("train.max_steps=10", "train.eval_steps=2", "evaluate.max_instances=8", *overrides)
+    finetune(tiny_recipe(tmp_path, *settings))
+    assert saved == kept
+
+
+def test_means_are_over_the_steps_that_have_a_loss(tmp_path: Path) -> None:
+    """Trimming begins amid the steps between two logs."""
+    late = "strategy.curriculum={start_ratio: 0.375}"
+    settings = ("train.max_steps=8", "logging.logging_steps=4", "pruning.gumbel_noise=false", late)
+    finetune(tiny_recipe(tmp_path, *settings))
+    first = metrics(tmp_path / "run")[0]
+    assert first["step"] == 4 and first["kept/token.vision"] == 1.0 and first["macs_ratio"] >= 1.0
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,16 @@ def test_two_sided_p(t: float, degrees: float, p: float) -> None:
 
 def test_p_without_spread() -> None:
     assert two_sided_p(0.0, 0.0, 3) == 1.0
-    assert two_sided_p(0.1, 0.0, 3) == 0.0
+    assert math.isnan(two_sided_p(0.1, 0.0, 3))
 
 
 def test_shapes_are_checked() -> None:
     with pytest.raises(ValueError, match="same shape"):
         paired_over_seeds([[1, 0]], [[1, 0, 1]])
+
+
+def test_equal_differences_say_nothing_of_chance() -> None:
+    """Two seeds of a coarse test set, rounded alike."""
+    difference = matched_over_seeds([0.75 - 0.74, 0.76 - 0.75], [math.nan, math.nan])
+    assert difference.mean == pytest.approx(0.01) and math.isnan(difference.p_value)
+    assert matched_over_seeds([0.0, 0.0], [math.nan, math.nan]).p_value == 1.0

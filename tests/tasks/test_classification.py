@@ -92,6 +92,25 @@ def test_nlvr2_predictions_and_consistency(nlvr: nlvr2.Nlvr2Task) -> None:
     json.dumps(records)
 
 
+def test_consistency_needs_all_pairs_of_a_statement(
+    nlvr: nlvr2.Nlvr2Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a part of a split, or with broken images: to be right for fewer pairs is easier."""
+    samples = [
+        statement(1, True, "a"),
+        statement(2, True, "a"),
+        statement(3, True, "b"),
+        statement(4, True, "b"),
+    ]
+    monkeypatch.setattr(nlvr.data, "samples", lambda split, labelled: samples)
+    nlvr.samples("dev")
+    wrong, right = [1.0, 0.0], [0.0, 1.0]
+    records = nlvr.predict(torch.tensor([wrong, right, right]), batch(samples[1:], [1, 1, 1]), processor())
+    summary = nlvr.summarize(records)
+    assert (summary["count"], summary["consistency"], summary["statements"]) == (3, 1.0, 1)
+    assert "consistency" not in nlvr.summarize(records[:1])
+
+
 def test_consistency_needs_statements(nlvr: nlvr2.Nlvr2Task) -> None:
     records = nlvr.predict(torch.zeros(1, 2), batch([statement(1, False, None)], [0]), processor())
     assert "consistency" not in nlvr.summarize(records)
