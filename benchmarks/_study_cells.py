@@ -138,18 +138,23 @@ class Cells:
         return score.mean / whole.mean if score and whole and whole.mean else None
 
 
+def _today(result: dict[str, Any], methods: Mapping[str, Mapping[str, Any]], key: str) -> Any:
+    own = methods.get(result["method"])
+    return result[key] if own is None else own.get(key, "method" if key == "kind" else result[key])
+
+
 def read_cells(folder: Path, methods: Mapping[str, Mapping[str, Any]] | None = None) -> Cells:
     """The cells of a folder of results.
 
     Args:
         folder: Of JSON files; others than results are left out.
-        methods: Name to settings, in the order of the tables; their labels are those of today.
+        methods: Name to settings, in the order of the tables; labels and kinds are those of today.
     """
     methods = methods or {}
     results = [content for path in sorted(folder.glob("*.json")) if (content := read_json(path))]
     place = {method: number for number, method in enumerate(methods)}
     good = [
-        result | {"label": methods.get(result["method"], {}).get("label", result["label"])}
+        result | {key: _today(result, methods, key) for key in ("label", "kind")}
         for result in results
         if "base" in result and "error" not in result
     ]

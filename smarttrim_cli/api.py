@@ -12,11 +12,14 @@ from PIL import Image
 
 from smarttrim_cli.data.images import load_rgb, to_rgb
 from smarttrim_cli.engine.artifact import Bundle, load_model, resolve_checkpoint
+from smarttrim_cli.engine.devices import best_device
 from smarttrim_cli.engine.inference import device_of
+from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.pruning.decisions import Decisions
 
 Picture = str | Path | Image.Image
+_WITHOUT_TEXT = "captioning"
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class TrimmedVlm:
             text: The question or statement; nothing for captioning.
             full: Run the untrimmed model.
         """
-        images = [image] if isinstance(image, str | Path | Image.Image) else list(image)
+        several = isinstance(image, Sequence) and not isinstance(image, str)
+        images = list(image) if several else [image]  # type: ignore[list-item,arg-type]
         return self.predict_batch(images, [text], full=full)[0]
 
     @torch.inference_mode()
@@ -87,8 +91,9 @@ class TrimmedVlm:
             full: Run the untrimmed model.
 
         Raises:
-            UserError: An image cannot be read, or there are not as many as the texts need.
+            UserError: An image cannot be read, there are not as many as the texts need, or a text is missing.
         """
+        self._refuse(images, texts)
         opened = [_open(image) for image in images]
         inputs = self.bundle.task.inputs(opened, texts, self.bundle.processor)
         inputs = {name: tensor.to(device_of(self.model)) for name, tensor in inputs.items()}
@@ -104,6 +109,19 @@ class TrimmedVlm:
             results.append(Prediction(answer, score, cost, float(full_B[index]) / 1e9, kept))
         return results
 
+    def _refuse(self, images: Sequence[Picture], texts: Sequence[str]) -> None:
+        """Arguments that were forgotten, or are of another kind."""
+        if not texts:
+            raise UserError("no texts: one per instance", where="predict_batch")
+        odd = [value for value in texts if not isinstance(value, str)]
+        odd += [value for value in images if not isinstance(value, Picture)]
+        if odd:
+            kinds = "a text is a str, an image a path or a PIL image"
+            raise UserError(f"{type(odd[0]).__name__} given, but {kinds}", where="predict")
+        task = self.bundle.task.form.name
+        if task != _WITHOUT_TEXT and not all(text.strip() for text in texts):
+            raise UserError(f"a text is empty, which {task} cannot do without", where="predict")
+
 
 def load(path: str | Path, device: str | torch.device | None = None) -> TrimmedVlm:
     """Open an exported folder, a run directory or ``builtin:NAME``.
@@ -117,7 +135,7 @@ def load(path: str | Path, device: str | torch.device | None = None) -> TrimmedV
         UserError: It is no model, or it is damaged.
     """
     bundle = load_model(resolve_checkpoint(str(path)), log=_silent)
-    return TrimmedVlm(bundle).to(device if device is not None else "cpu")
+    return TrimmedVlm(bundle).to("cpu" if device is None else best_device(str(device), "load(device=...)"))
 
 
 def _open(image: Picture) -> Image.Image:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from smarttrim_cli.backbones._loading import LoadReport, Log, load_tensors, read_tensors
 from smarttrim_cli.errors import UserError, naming
+from smarttrim_cli.tensors import save_tensors
 
 UNUSED = re.compile(
     r"vit_model\.(positional_embedding|ln_final\.(weight|bias)|.*\.(attn_mask|relative_position_index))"
@@ -205,6 +205,6 @@ def save_official(model: nn.Module, path: str | Path) -> None:
     state = to_official(model)
     with naming(path):
         if str(path).endswith(".safetensors"):
-            save_file(state, str(path))
+            save_tensors(state, Path(path))
         else:
             torch.save({"state_dict": state}, path)

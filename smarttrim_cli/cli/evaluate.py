@@ -30,8 +30,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Also score this way of trimming at equal MACs: random, tome, grad_all, grad_layer. "
-            "Repeatable.",
+            help="Also score this way of trimming at equal MACs: random, tome, saliency, grad_all, "
+            "grad_layer. Repeatable.",
         ),
     ] = None,
     predictions_out: Annotated[Path | None, typer.Option(help="Write the predictions as JSONL.")] = None,
@@ -39,7 +39,8 @@ def evaluate(
         Path | None, typer.Option(help="Score the predictions of this JSONL; run no model.")
     ] = None,
     submission_out: Annotated[
-        Path | None, typer.Option(help="Write the answers in the format of the VQA test server.")
+        Path | None,
+        typer.Option(help="Write the predictions in the task's submission format."),
     ] = None,
     require: Require = None,
     as_json: AsJson = False,

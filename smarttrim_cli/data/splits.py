@@ -85,7 +85,9 @@ def file_names(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except OSError as error:
-        raise UserError(f"cannot read the data folder: {error.strerror}", where=str(folder)) from error
+        hint = None if folder.is_absolute() else f"it is relative to {Path.cwd()}; or task.data.data_dir=..."
+        message = f"cannot read the data folder: {error.strerror}"
+        raise UserError(message, where=str(folder), hint=hint) from error
 
 
 def image_folder(candidates: Sequence[Path]) -> Path:

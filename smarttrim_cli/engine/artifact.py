@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import smarttrim_cli
@@ -26,6 +26,7 @@ from smarttrim_cli.errors import UserError
 from smarttrim_cli.forms import Form
 from smarttrim_cli.pruning.model import TrimmedModel, build_trimmers
 from smarttrim_cli.tasks.base import Task
+from smarttrim_cli.tensors import save_tensors
 from smarttrim_cli.trimmers.base import SiteInfo, Trimmer
 
 CONFIG, WEIGHTS, TRIMMERS = "config.json", "model.safetensors", "trimmers.safetensors"
@@ -172,9 +173,9 @@ def save_model(folder: Path, bundle: Bundle) -> None:
     """Write a model folder (which exists and is empty)."""
     config = {"format": FORMAT, "version": 1, "smarttrim_version": smarttrim_cli.__version__, **bundle.config}
     config["threshold"] = float(bundle.model.threshold)
-    save_file(_plain(bundle.model.backbone.state_dict()), str(folder / WEIGHTS))
+    save_tensors(_plain(bundle.model.backbone.state_dict()), folder / WEIGHTS)
     if bundle.model.sites:
-        save_file(_plain(bundle.model.trimmers.state_dict()), str(folder / TRIMMERS))
+        save_tensors(_plain(bundle.model.trimmers.state_dict()), folder / TRIMMERS)
     bundle.processor.save(folder)
     bundle.task.save_labels(folder)
     write_json(folder / CONFIG, config)

@@ -34,6 +34,7 @@ from smarttrim_cli.engine.devices import synchronize
 from smarttrim_cli.pruning import attention, projections
 from smarttrim_cli.pruning.context import ForwardContext
 from smarttrim_cli.pruning.decoder import Decoder
+from smarttrim_cli.pruning.joint_mlps import JointMlps
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.sites import Architecture, Site
 from smarttrim_cli.tasks.base import Batch
@@ -180,6 +181,8 @@ def _wrappers(
         yield Decoder, name, _timed(watch, GATHERS, lambda self, index, *_: (self.stream, index))
     for name in ("advance", "reorder", "expand"):
         yield Decoder, name, _timed(watch, GATHERS)
+    for name in ("outputs", "token_scores"):  # prepared models run their trimmers' layers together
+        yield JointMlps, name, _timed(watch, TRIMMERS)
     for site, trimmer in model.sites.items():
         if trimmer.rewrites:
             yield trimmer, "rewrite", _timed(watch, TRIMMERS, _site_place(Site.parse(site)))

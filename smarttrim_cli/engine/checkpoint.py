@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 
 from smarttrim_cli.data.files import read_json
 from smarttrim_cli.engine.artifact import load_into, read_tensors
 from smarttrim_cli.engine.files import new_folder, write_json
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.tensors import save_tensors
 
 if TYPE_CHECKING:
     from smarttrim_cli.engine.trainer import Trainer
@@ -44,7 +44,7 @@ def save_checkpoint(trainer: Trainer) -> None:
         weights = {
             name: value.detach().cpu().contiguous() for name, value in trainer.objective.state_dict().items()
         }
-        save_file(weights, str(folder / "weights.safetensors"))
+        save_tensors(weights, folder / "weights.safetensors")
         state = {
             "optimizer": trainer.optimizer.state_dict(),
             "scheduler": trainer.scheduler.state_dict(),

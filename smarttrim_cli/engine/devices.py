@@ -13,8 +13,8 @@ from smarttrim_cli.errors import UserError
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
 
 
-def best_device(name: str | None = None) -> torch.device:
-    """The named device, or a GPU if there is one, else the CPU.
+def best_device(name: str | None = None, where: str = "--device") -> torch.device:
+    """The named device, or a GPU if there is one, else the CPU; ``where`` it was named, for the error.
 
     Raises:
         UserError: The device does not exist here.
@@ -25,7 +25,7 @@ def best_device(name: str | None = None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} is not available: {error}", where="--device") from error
+        raise UserError(f"device {name!r} is not available: {error}", where=where) from error
     return device
 
 

@@ -161,7 +161,7 @@ def _refuse_taken(out: Path, overwrite: bool) -> None:
             read_config(out)
         except UserError as error:
             raise UserError(
-                f"holds other things than a model of ours, so it is not replaced ({error.message})",
+                f"holds other things than a model of ours, so it is not replaced ({error})",
                 where=str(out),
                 hint="choose another folder",
             ) from error

@@ -62,7 +62,8 @@ def _panel(
     unit = 1e3 if not relative and not latency and _largest(group) < _SMALL_GMACS else 1.0
     points = [point for row in group["rows"] if (point := place(row, latency, unit))]
     theirs = [point for row in published if (point := _relative(row, latency, 1.0, published=True))]
-    full = None if relative else _full(group, latency, unit)
+    full = _full(group, latency, unit)
+    full = (1.0, 100.0) if relative and full else full
     cost = "ms per instance" if latency else f"{'MMACs' if unit > 1 else 'GMACs'} per instance"
     if relative:
         cost = "times less latency" if latency else "times fewer MACs"

@@ -167,8 +167,24 @@ def _remove(path: Path) -> None:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path is a run directory."""
-    return (path / "recipe.yaml").is_file()
+    """Whether a path is a run directory; an exported model has the recipe it was trained by, too."""
+    return (path / "recipe.yaml").is_file() and not is_exported(path)
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a path is what ``smarttrim export`` writes."""
+    return (path / "recipe.yaml").is_file() and (path / "config.json").is_file()
+
+
+def not_a_run(path: Path) -> UserError:
+    """What to say of a folder that a command cannot work with."""
+    if is_exported(path):
+        return UserError(
+            "an exported model, not a run directory",
+            where=str(path),
+            hint="give the run it came from; backbone.checkpoint trains it on, smarttrim_cli.load opens it",
+        )
+    return UserError("not a run directory: it has no recipe.yaml", where=str(path))
 
 
 def newest_run(root: Path = Path("runs")) -> Run | None:
@@ -202,7 +218,7 @@ def find_subject(target: str | None, overrides: Sequence[str] = ()) -> Subject:
     if is_run(path):
         return Subject(Run(path).recipe(overrides), Run(path))
     if path.is_dir():
-        raise UserError("not a run directory: it has no recipe.yaml", where=target)
+        raise not_a_run(path)
     if not path.exists() and path.suffix not in (".yaml", ".yml") and target not in shipped_paths():
         found = ", ".join(sorted(str(file.parent) for file in Path("runs").glob("*/recipe.yaml")))
         hint = f"runs here: {found or 'none'}; recipes: {', '.join(shipped_paths())}"

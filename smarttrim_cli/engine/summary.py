@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from smarttrim_cli.engine.runs import Run, is_run, newest_run
+from smarttrim_cli.engine.runs import Run, is_run, newest_run, not_a_run
 from smarttrim_cli.errors import UserError
 
 
@@ -22,7 +22,7 @@ def summary(target: str | None) -> dict[str, Any]:
     if run is None:
         raise UserError("there is no run yet", where="runs/", hint="smarttrim finetune quickstart")
     if not is_run(run.path):
-        raise UserError("not a run directory: it has no recipe.yaml", where=str(run.path))
+        raise not_a_run(run.path)
     result = run.summary()
     if not result:
         raise UserError("no results there yet", where=str(run.path), hint=f"smarttrim evaluate {run.path}")

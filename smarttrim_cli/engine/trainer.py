@@ -133,6 +133,7 @@ class Trainer:
         self.progress = Progress(**load_checkpoint(checkpoint, self))
         self.reporter.message(
             f"resuming at step {self.progress.step} of {self.total_steps} from {checkpoint}"
+            + ("; nothing is left but its end" if self.progress.step == self.total_steps else "")
         )
 
     def train(self) -> None:

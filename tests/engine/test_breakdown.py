@@ -98,6 +98,15 @@ def test_every_part_and_layer_is_found(variant: Variant) -> None:
             assert torch.equal(one, other)
 
 
+@torch.no_grad()
+def test_trimmers_of_a_prepared_model_are_found() -> None:
+    """Their layers run together, not as the modules that they are."""
+    model = attach(one_per_form()[0].build(), "cross_modal", "global_head").eval()
+    model.prepare()
+    data = [Batch(inputs_of(model), ids(), {})]
+    assert by_part(breakdown(model, data, ("packed",), CPU)["packed"])["trimmers"] > 0
+
+
 def _tensors(output: Any) -> list[torch.Tensor]:
     values = [output] if isinstance(output, torch.Tensor) else list(vars(output).values())
     return [value for value in values if isinstance(value, torch.Tensor)]

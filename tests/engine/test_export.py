@@ -18,6 +18,7 @@ from smarttrim_cli.engine.artifact import build_backbone, load_into, load_model,
 from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.export import export
 from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.engine.summary import summary
 from smarttrim_cli.errors import CheckFailed, UserError
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.recipe import load_recipe
@@ -85,6 +86,32 @@ def test_batch_answers_as_single_instances(exported: Path) -> None:
     assert [one.answer for one in batch] == [one.answer for one in single]
     assert [one.gmacs for one in batch] == pytest.approx([one.gmacs for one in single])
     assert [one.score for one in batch] == pytest.approx([one.score for one in single], abs=1e-5)
+
+
+def test_weights_are_as_readable_as_other_files(exported: Path) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (exported / "exported").iterdir()}
+    assert len(set(modes.values())) == 1, modes
+
+
+def test_an_exported_model_is_no_run(exported: Path) -> None:
+    """It has a recipe, too; commands sent the user from one to the next."""
+    for command in (evaluate, summary):
+        with pytest.raises(UserError, match="an exported model, not a run directory"):
+            command(str(exported / "exported"))
+
+
+def test_what_cannot_be_predicted_is_refused(exported: Path) -> None:
+    model = smarttrim_cli.load(exported / "exported")
+    picture = Image.new("RGB", (48, 48))
+    for call, message in (
+        (lambda: model.predict(picture), "a text is empty"),
+        (lambda: model.predict_batch([], []), "no texts"),
+        (lambda: model.predict(picture, None), "NoneType given"),  # type: ignore[arg-type]
+        (lambda: model.predict(3, "is it?"), "int given"),  # type: ignore[arg-type]
+        (lambda: smarttrim_cli.load(exported / "exported", device="bla"), "device 'bla' is not available"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
 
 
 def test_taken_folder_is_refused(exported: Path, tmp_path: Path) -> None:

@@ -124,6 +124,11 @@ def _marker(points: list[Any]) -> str | None:
     return "o" if len(points) < 25 else None
 
 
+def _dot(values: list[float]) -> str:
+    """What a line of a single value is drawn as; it would not be seen."""
+    return "o" if len(values) == 1 else ""
+
+
 def _loss_colors(training: History) -> dict[str, str]:
     """The loss terms that were logged, the usual ones first, with their colours."""
     logged = dict.fromkeys(name for record in training for name in record)
@@ -141,7 +146,7 @@ def _losses(axes: Axes, training: History) -> None:
         positive = [value for value in values if value > 0]
         if positive:
             dashes = (0, (5, 2)) if name == "distillation" else "-"
-            axes.plot(steps, values, color=color, linestyle=dashes, linewidth=1.6, label=name)
+            axes.plot(steps, values, _dot(values), color=color, linestyle=dashes, linewidth=1.6, label=name)
             drawn += positive
     if max(drawn, default=1.0) > _LOG_ABOVE * min(drawn, default=1.0):
         axes.set_yscale("log")
