@@ -139,8 +139,7 @@ class Cells:
 
 
 def _today(result: dict[str, Any], methods: Mapping[str, Mapping[str, Any]], key: str) -> Any:
-    own = methods.get(result["method"])
-    return result[key] if own is None else own.get(key, "method" if key == "kind" else result[key])
+    return methods.get(result["method"], {}).get(key, result[key])
 
 
 def read_cells(folder: Path, methods: Mapping[str, Mapping[str, Any]] | None = None) -> Cells:
