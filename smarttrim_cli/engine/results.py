@@ -21,7 +21,7 @@ import yaml
 from smarttrim_cli.engine.result_keys import check_result
 from smarttrim_cli.engine.runs import Run, is_run
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.recipe.flat import flat, is_in
+from smarttrim_cli.recipe.flat import BESIDE_TRAINING, flat, is_in
 from smarttrim_cli.tasks.records import read_records
 
 PREDICTIONS = "predictions.jsonl"
@@ -29,19 +29,7 @@ _PLACE = ("method", "task", "density", "ratio", "retention", "seed")
 _SCORE_TOLERANCE = 1e-3
 _SWITCHES = ("stable_init", "curriculum", "self_distillation")
 _ADDITIONS = ("guidance_warmup", "budget_controller")
-_OF_A_RUN = (
-    "schema_version",
-    "description",
-    "preset",  # what it stands for is in the other keys
-    "seed",
-    "train.eval_steps",
-    "train.save_steps",
-    "train.save_total_limit",
-    "train.dataloader_num_workers",
-    "train.num_threads",
-    "evaluate",
-    "logging",
-)
+_OF_A_RUN = (*BESIDE_TRAINING, "seed")
 
 
 @dataclass(frozen=True)

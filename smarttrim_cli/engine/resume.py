@@ -11,24 +11,15 @@ from smarttrim_cli.engine.checkpoint import latest
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.errors import UserError, some
 from smarttrim_cli.recipe import Recipe, resolved_yaml
-from smarttrim_cli.recipe.flat import flat, is_in
+from smarttrim_cli.recipe.flat import BESIDE_TRAINING, flat, is_in
 
 _MAY_CHANGE = (
-    "schema_version",
-    "description",
-    "preset",  # what it stands for is in the other keys
+    *BESIDE_TRAINING,
     "output_dir",
     "backbone.checkpoint",  # the weights of the checkpoint take the place of these
     "pruning.calibrate",
     "train.max_steps",  # the number of steps is compared when the checkpoint is loaded
     "train.num_train_epochs",
-    "train.eval_steps",
-    "train.save_steps",
-    "train.save_total_limit",
-    "train.dataloader_num_workers",
-    "train.num_threads",
-    "evaluate",
-    "logging",
 )
 """Keys and sections that training itself does not depend on; places of data, besides."""
 

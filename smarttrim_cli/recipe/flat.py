@@ -5,6 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+BESIDE_TRAINING = (
+    "schema_version",
+    "description",
+    "preset",  # what it stands for is in the other keys
+    "train.eval_steps",
+    "train.save_steps",
+    "train.save_total_limit",
+    "train.dataloader_num_workers",
+    "train.num_threads",
+    "evaluate",
+    "logging",
+)
+"""Keys and sections that training itself does not depend on."""
+
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and their values; a section that is empty or null is a value."""
