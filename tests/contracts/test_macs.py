@@ -70,10 +70,22 @@ def test_trimmed_model_with_its_trimmers(variant: Variant, threshold: float) -> 
 def test_every_trimmer(pair: tuple[str, str]) -> None:
     """Every form with one of three instances, another one with the next pair: counting by tracing is slow."""
     for number, variant in enumerate(tiny.one_per_form(), tiny.pairs().index(pair)):
-        model = tiny.attach(variant.build(), *pair)
-        one = tiny.instance(tiny.ragged_inputs(model.backbone), number % 3)
-        trimmed_B, _ = instance_macs(model, model(one, "packed").decisions)
-        assert measured(model, one, "packed") == pytest.approx(trimmed_B.item(), rel=0.005)
+        _counts_agree(variant, pair, number % 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", tiny.pairs(), ids="+".join)
+def test_every_trimmer_on_every_instance(pair: tuple[str, str]) -> None:
+    for variant in tiny.one_per_form():
+        for index in range(3):
+            _counts_agree(variant, pair, index)
+
+
+def _counts_agree(variant: Variant, pair: tuple[str, str], index: int) -> None:
+    model = tiny.attach(variant.build(), *pair)
+    one = tiny.instance(tiny.ragged_inputs(model.backbone), index)
+    trimmed_B, _ = instance_macs(model, model(one, "packed").decisions)
+    assert measured(model, one, "packed") == pytest.approx(trimmed_B.item(), rel=0.005)
 
 
 @pytest.mark.parametrize("seed", range(4))
