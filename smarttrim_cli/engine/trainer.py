@@ -143,10 +143,8 @@ class Trainer:
         loader = iter(self.loader(self.progress.step, self.total_steps, self.recipe.seed))
         if self.warmup is not None:
             self._train_until(loader, self.first_trimmed_step)
-            progress, amid = (
-                self.progress,
-                self.progress.step > 0,
-            )  # the losses since the last log are training's
+            progress = self.progress
+            amid = progress.step > 0  # what was not yet logged is training's then
             before = (progress.sums, progress.counts) if amid else ({}, {})
             if amid:
                 progress.sums, progress.counts = {}, {}

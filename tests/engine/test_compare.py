@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from smarttrim_cli.engine.compare import compare
-from smarttrim_cli.engine.pareto import front
+from smarttrim_cli.engine.pareto import _panel, front
 from smarttrim_cli.engine.published import published_note, published_points
 from smarttrim_cli.engine.report import SilentReporter
 from smarttrim_cli.errors import UserError
@@ -286,6 +286,14 @@ def test_front() -> None:
         (1, 0.5),
     ]
     assert front(points) == [True, True, False, False, False, True]
+
+
+def test_the_full_model_counts_on_relative_axes(tmp_path: Path) -> None:
+    """It beats what is slower and worse, beside published points, too."""
+    group = compare([write(tmp_path / "results", result("ours", 1, "1101"))])["groups"][0]
+    assert _panel(group, [], True, False).full == (1.0, 100.0)
+    assert _panel(group, [], False, False).full == (4.0, 1.0)
+    assert _panel(group, [], True, True).full is None  # nothing was timed
 
 
 def test_published_points_are_those_of_the_paper() -> None:
