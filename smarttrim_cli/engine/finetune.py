@@ -80,12 +80,12 @@ def finetune(
     if checkpoint is not None:
         refuse_other_recipe(checkpoint, stored)
         trainer.resume(checkpoint)
+    first = trainer.progress.step
     if accelerator.is_main_process:  # nothing of an earlier run is touched before all of the above is well
         if overwrite and checkpoint is None:
             run.clear()
         run.start(stored)
-        run.rewind(trainer.progress.step, trainer.progress.warmup_step)
-    first = trainer.progress.step
+        run.rewind(first, trainer.progress.warmup_step, ended=first == trainer.total_steps)
     trainer.train()
     if accelerator.is_main_process and first < trainer.total_steps:  # else it is the model that was there
         run.forget_results()

@@ -129,13 +129,21 @@ class Run:
             except json.JSONDecodeError:
                 continue
 
-    def rewind(self, step: int, warmup_step: int = 0) -> None:
-        """Drop metrics of later steps (a resumed run makes those again) and a line cut short by a crash."""
+    def rewind(self, step: int, warmup_step: int = 0, ended: bool = False) -> None:
+        """Drop metrics of what a resumed run does again, and a line cut short by a crash.
+
+        Args:
+            step: The last step that it does not do again.
+            warmup_step: The same of the warm start.
+            ended: That step was the last, whose evaluation comes after its checkpoint.
+        """
         if self.metrics.exists():
             kept = [
                 record
                 for record in self.history()
-                if record["step"] <= step and record.get("warmup_step", 0) <= warmup_step
+                if record["step"] <= step
+                and record.get("warmup_step", 0) <= warmup_step
+                and not (ended and record["step"] == step and "eval" in record)
             ]
             write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 

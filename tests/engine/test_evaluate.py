@@ -13,8 +13,7 @@ from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.summary import summary
 from smarttrim_cli.errors import UserError
-from tests.engine.test_finetune import Recorder
-from tests.engine.tiny_run import tiny_recipe, tree
+from tests.engine.tiny_run import Recorder, tiny_recipe, tree
 
 
 @pytest.fixture(scope="module")

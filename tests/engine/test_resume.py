@@ -208,6 +208,14 @@ def test_run_that_has_ended_without_a_checkpoint_is_not_trained_anew(tmp_path: P
     assert tree(tmp_path / "run") == before
 
 
+def test_run_that_has_ended_does_its_end_again_and_logs_it_once(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, "train.max_steps=2", "train.save_steps=1", "evaluate.max_instances=8")
+    finetune(recipe)
+    before = metrics(tmp_path / "run")
+    finetune(recipe, resume="auto")
+    assert metrics(tmp_path / "run") == before
+
+
 def test_results_of_a_model_do_not_outlive_it(stopped: Path) -> None:
     """Going on from an earlier checkpoint makes another model: what was measured of the last one goes."""
     run = stopped / "run"

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.engine.report import SilentReporter
 from smarttrim_cli.recipe import Recipe, load_recipe
 
 RECIPE = """\
@@ -63,6 +64,20 @@ logging: {logging_steps: 2}
 """
 _SHARED: dict[str, Path] = {}
 """What is made once in a session."""
+
+
+class Recorder(SilentReporter):
+    """A reporter that remembers what was said."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.warnings: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
 
 def recipe_file(folder: Path) -> Path:

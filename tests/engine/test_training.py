@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from smarttrim_cli.engine.artifact import load_model
+from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.engine.runs import Run
+from smarttrim_cli.errors import SmartTrimError
+from smarttrim_cli.pruning.objective import Objective
+from tests.engine.tiny_run import Recorder, metrics, tiny_recipe
+
+SHORT = ("train.max_steps=2", "evaluate.max_instances=8")
+GROUPS = {"token.vision", "token.text", "head.vision", "head.text", "cross_head.vision", "cross_head.text"}
+
+
+def test_metrics_have_losses_and_each_group_beside_its_target(trained: Path) -> None:
+    records = [record for record in metrics(trained) if "loss" in record]
+    assert [record["step"] for record in records] == list(range(2, 41, 2))
+    for record in records:
+        names = {"loss", "task", "distillation", "cost", "learning_rate"}
+        names |= {f"{kind}/{group}" for kind in ("kept", "target") for group in GROUPS}
+        assert names | {"step"} <= set(record)
+        total = record["task"] + record["distillation"] + 20 * record["cost"]
+        assert record["loss"] == pytest.approx(total, rel=1e-4)
+    last = records[-1]
+    cost = sum((last[f"kept/{group}"] - last[f"target/{group}"]) ** 2 for group in GROUPS) / len(GROUPS)
+    assert last["cost"] == pytest.approx(cost, abs=0.01)  # means over two steps
+    assert records[0]["target/token.vision"] > records[5]["target/token.vision"] > last["target/token.vision"]
+    assert records[-8]["target/token.vision"] == last["target/token.vision"]  # the curriculum ends at 0.6
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_means_are_over_the_steps_that_have_a_loss(tmp_path: Path) -> None:
+    """Trimming begins amid the steps between two logs."""
+    late = "strategy.curriculum={start_ratio: 0.375}"
+    settings = ("train.max_steps=8", "logging.logging_steps=4", "pruning.gumbel_noise=false", late)
+    finetune(tiny_recipe(tmp_path, *settings))
+    first = metrics(tmp_path / "run")[0]
+    assert first["step"] == 4 and first["kept/token.vision"] == 1.0 and first["macs_ratio"] >= 1.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "logged"),
+    [
+        ("strategy.self_distillation.enabled=false", lambda r: r[-1]["distillation"] == 0),
+        (
+            "strategy.curriculum.enabled=false",
+            lambda r: r[0]["target/token.vision"] == r[1]["target/token.vision"],
+        ),
+        ("strategy.stable_init.enabled=false", lambda r: r[0]["kept/token.vision"] < 0.9),
+        (
+            "strategy.stable_init={keep_logit: 1.0, grow_noise: true}",
+            lambda r: r[0]["kept/token.vision"] == 1,
+        ),
+        (
+            "strategy.stable_init={keep_logit: 1.0, grow_noise: false}",
+            lambda r: r[0]["kept/token.vision"] < 0.9,
+        ),
+        (
+            "strategy.curriculum.end_ratio=1",
+            lambda r: r[0]["target/token.vision"] > r[1]["target/token.vision"],
+        ),
+        ("pruning.token_trimmer=null", lambda r: not any("token" in name for name in r[0])),
+        ("pruning.head_trimmer=null", lambda r: not any("head" in name for name in r[0])),
+        ("pruning.gumbel_noise=false", lambda r: r[0]["kept/token.vision"] == 1),
+    ],
+)
+def test_switches(tmp_path: Path, overrides: str, logged: Callable[[list[dict[str, Any]]], bool]) -> None:
+    speedup = "pruning.target_speedup=1.2"
+    often = "logging.logging_steps=1"
+    finetune(tiny_recipe(tmp_path, *SHORT, overrides, speedup, often, "pruning.calibrate=null"))
+    records = metrics(tmp_path / "run")
+    assert logged(records[:2]), records
+
+
+def test_cost_on_macs_is_the_squared_distance_of_the_ratio(tmp_path: Path) -> None:
+    """With everything kept the ratio is 1 plus the share of the trimmers."""
+    finetune(
+        tiny_recipe(
+            tmp_path,
+            *SHORT,
+            "train.max_steps=1",
+            "strategy.cost_loss.on=macs",
+            "strategy.curriculum.enabled=false",
+            "pruning.gumbel_noise=false",
+            "strategy.stable_init.keep_logit=30",
+            "pruning.calibrate=null",
+        )
+    )
+    record = metrics(tmp_path / "run")[0]
+    assert record["kept/token.vision"] == record["kept/head.text"] == 1
+    assert (1 - 1 / 1.5) ** 2 < record["cost"] < (1.1 - 1 / 1.5) ** 2
+
+
+def test_plain_fine_tuning(tmp_path: Path) -> None:
+    result = finetune(tiny_recipe(tmp_path, *SHORT, "pruning=null"))
+    assert "calibration" not in result
+    assert not (tmp_path / "run/model/trimmers.safetensors").exists()
+    record = metrics(tmp_path / "run")[0]
+    assert record["loss"] == record["task"] and not any(name.startswith("kept/") for name in record)
+    assert load_model(tmp_path / "run/model").model.sites == {}
+
+
+def test_precision_can_change_within_a_process(tmp_path: Path) -> None:
+    """The accelerator keeps global state, which used to make the second run fail."""
+    losses = []
+    for precision in ("no", "bf16"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        finetune(tiny_recipe(folder, *SHORT, f"train.mixed_precision={precision}"))
+        losses.append(metrics(folder / "run")[0]["loss"])
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_multipliers_scale_the_learning_rate_of_their_part(tmp_path: Path) -> None:
+    section = "optimizer.multipliers={trimmers: 10, head: 0.5}"
+    finetune(
+        tiny_recipe(
+            tmp_path,
+            *SHORT,
+            section,
+            "optimizer.lr_scheduler_type=constant",
+            "train.save_steps=2",
+            "optimizer.warmup_steps=0",
+        )
+    )
+    state = torch.load(tmp_path / "run/checkpoints/step-2/state.pt", weights_only=True)
+    rates = {group["part"]: group["lr"] for group in state["optimizer"]["param_groups"]}
+    assert rates == pytest.approx(
+        {"vision_encoder": 1e-4, "text_encoder": 1e-4, "cross_modal": 1e-4, "head": 5e-5, "trimmers": 1e-3}
+    )
+
+
+def test_trimming_can_begin_later(tmp_path: Path) -> None:
+    """Until then the full model is trained alone; the curriculum runs over the rest."""
+    recipe = tiny_recipe(
+        tmp_path,
+        "train.max_steps=8",
+        "logging.logging_steps=1",
+        "strategy.curriculum={start_ratio: 0.5, end_ratio: 0.5}",
+    )
+    finetune(recipe)
+    rows = [row for row in metrics(tmp_path / "run") if "task" in row]
+    assert ["cost" in row for row in rows] == [False] * 4 + [True] * 4
+    targets = [row.get("target/token.vision", 1.0) for row in rows]
+    assert targets[:3] == [1.0] * 3 and targets[4] < 1.0 and targets[-1] == targets[-2] == targets[5]
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient norm"])
+def test_divergence_stops_training_and_keeps_good_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    calls = 0
+    forward = Objective.forward
+
+    def diverging(self: Objective, *arguments: Any) -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        losses = forward(self, *arguments)
+        if calls == 4:
+            bad = losses["loss"] * float("nan")
+            if what == "gradient norm":  # a finite loss whose gradient is not
+                bad = losses["loss"] + (losses["loss"] * 0).sqrt()
+            losses["loss"] = bad
+        return losses
+
+    monkeypatch.setattr(Objective, "forward", diverging)
+    with pytest.raises(SmartTrimError, match=f"diverged: the {what} is nan at step 4") as caught:
+        finetune(tiny_recipe(tmp_path, "train.save_steps=1"))
+    assert caught.value.exit_code == 1 and "learning_rate" in str(caught.value.hint)
+    run = Run(tmp_path / "run")
+    assert [path.name for path in run.checkpoints()] == ["step-2", "step-3"]
+    weights = load_file(run.path / "checkpoints/step-3/weights.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    assert not run.model.exists()
+
+
+@pytest.mark.parametrize(("constant", "warned"), [(True, True), (False, False)])
+def test_collapse_is_warned_about(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, constant: bool, warned: bool
+) -> None:
+    from smarttrim_cli.tasks.vqa import VqaTask
+
+    def predict(self: Any, logits: torch.Tensor, batch: Any, processor: Any) -> list[dict[str, Any]]:
+        answers = ["yes" if constant else sample.major_answer for sample in batch.samples]
+        return [self.record(sample, answer) for sample, answer in zip(batch.samples, answers, strict=True)]
+
+    monkeypatch.setattr(VqaTask, "predict", predict)
+    reporter = Recorder()
+    finetune(tiny_recipe(tmp_path, "train.max_steps=2"), reporter=reporter)
+    assert bool(reporter.warnings) == warned
+    if warned:
+        assert "collapsed: 100% of its predictions are 'yes'" in reporter.warnings[0]
+        assert metrics(tmp_path / "run")[-1]["warning"] in reporter.warnings[0]
