@@ -225,18 +225,22 @@ def test_tied_spans_stay_together() -> None:
     assert label[1] == answer[1] < first[1]
 
 
-@pytest.mark.parametrize(("layers", "rows"), [(4, 1), (6, 1), (8, 2), (18, 3)])
-def test_trimming_has_a_panel_per_layer(
-    layers: int, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[Canvas] = []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Canvas]:
+    """The canvases that were saved."""
+    canvases: list[Canvas] = []
     save = Canvas.save
 
     def spy(self: Canvas, path: Path, height: float) -> Path:
-        made.append(self)
+        canvases.append(self)
         return save(self, path, height)
 
     monkeypatch.setattr(Canvas, "save", spy)
+    return canvases
+
+
+@pytest.mark.parametrize(("layers", "rows"), [(4, 1), (6, 1), (8, 2), (18, 3)])
+def test_trimming_has_a_panel_per_layer(layers: int, rows: int, made: list[Canvas], tmp_path: Path) -> None:
     path = draw_trimming(tmp_path / "t.png", _instance(layers))
     assert _images(made[0]) == 1 + layers
     panels = made[0].figure.axes[1:]
@@ -265,6 +269,18 @@ def test_struck_words_have_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_curves_without_trimmers_or_scores(tmp_path: Path) -> None:
     path = draw_curves(tmp_path / "c.png", "run", [{"step": 1, "loss": 1.0, "grounding": 0.0}], "accuracy")
     assert Image.open(path).width == 1728
+
+
+@pytest.mark.parametrize(("steps", "marker"), [([4], "o"), ([2, 4], "None")])
+def test_what_was_logged_once_is_a_dot(
+    steps: list[int], marker: str, made: list[Canvas], tmp_path: Path
+) -> None:
+    group = "token.vision"
+    records = [{"step": step, "loss": 1.0, f"kept/{group}": 0.5, f"target/{group}": 0.6} for step in steps]
+    draw_curves(tmp_path / "c.png", "run", records, "accuracy")
+    lines = [line for axes in made[0].figure.axes for line in axes.get_lines()]
+    assert len(lines) == 3
+    assert {str(line.get_marker()) for line in lines} == {marker}
 
 
 def test_heads_of_many_sizes(tmp_path: Path) -> None:

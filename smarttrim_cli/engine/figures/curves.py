@@ -124,9 +124,9 @@ def _marker(points: list[Any]) -> str | None:
     return "o" if len(points) < 25 else None
 
 
-def _dot(values: list[float]) -> str:
-    """What a line of a single value is drawn as; it would not be seen."""
-    return "o" if len(values) == 1 else ""
+def _dot(values: list[float]) -> str | None:
+    """The marker of a line: of a single value nothing else would be seen."""
+    return "o" if len(values) == 1 else None
 
 
 def _loss_colors(training: History) -> dict[str, str]:
@@ -146,7 +146,8 @@ def _losses(axes: Axes, training: History) -> None:
         positive = [value for value in values if value > 0]
         if positive:
             dashes = (0, (5, 2)) if name == "distillation" else "-"
-            axes.plot(steps, values, _dot(values), color=color, linestyle=dashes, linewidth=1.6, label=name)
+            look = {"linestyle": dashes, "linewidth": 1.6, "marker": _dot(values)}
+            axes.plot(steps, values, color=color, label=name, **look)
             drawn += positive
     if max(drawn, default=1.0) > _LOG_ABOVE * min(drawn, default=1.0):
         axes.set_yscale("log")
@@ -192,8 +193,9 @@ def _scores(axes: Axes, scores: list[tuple[int, dict[str, Any]]], metric: str) -
 
 def _kept(axes: Axes, training: History, group: str) -> None:
     steps, kept = _series(training, f"kept/{group}")
-    axes.plot(steps, kept, color=GREEN, linewidth=1.8)
+    axes.plot(steps, kept, color=GREEN, linewidth=1.8, marker=_dot(kept))
     steps, targets = _series(training, f"target/{group}")
-    axes.plot(steps, targets, color=VERMILION, linewidth=1.6, linestyle=(0, (4, 3)))
+    dashes = (0, (4, 3))
+    axes.plot(steps, targets, color=VERMILION, linewidth=1.6, linestyle=dashes, marker=_dot(targets))
     axes.set_ylim(0, 1.05)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
