@@ -123,12 +123,22 @@ def _has_options(folder: Path, module: pkgutil.ModuleInfo) -> bool:
 
 def _load_outside(kind: str, name: str) -> Any:
     module_name, _, attribute = name.partition(":")
+    if "/" in module_name or module_name.startswith("."):
+        raise PluginError(
+            f"{_SINGULAR[kind]} {name!r} names a file, not a module",
+            hint="such as my_package.my_module, with its folder on PYTHONPATH",
+        )
     try:
         found = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise PluginError(
             f"cannot import {_SINGULAR[kind]} {name!r}: {error}",
             hint="is the package installed, or its folder on PYTHONPATH?",
+        ) from error
+    except Exception as error:  # the module is the user's, and so is whatever is wrong in it
+        raise PluginError(
+            f"cannot import {_SINGULAR[kind]} {name!r}: {type(error).__name__}: {error}",
+            hint=f"`python -c 'import {module_name}'` shows where",
         ) from error
     if attribute and not hasattr(found, attribute):
         raise PluginError(f"{_SINGULAR[kind]} {name!r}: module {module_name} has no {attribute}")

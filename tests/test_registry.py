@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,19 @@ def test_unknown_name() -> None:
 
 def test_outside_code() -> None:
     assert registry.load("trimmers", "tests.recipe.example_plugins:Trimmer") is example_plugins.Trimmer
+
+
+@pytest.mark.parametrize("name", ["./my_reader.py", "..reader", ".", "my/reader.py", "./x:Reader"])
+def test_a_file_is_no_module(name: str) -> None:
+    with pytest.raises(registry.PluginError, match="names a file, not a module"):
+        registry.load("data", name)
+
+
+def test_outside_code_that_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_plugin.py").write_text("def read(:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(registry.PluginError, match="cannot import .* 'broken_plugin:Reader': SyntaxError"):
+        registry.load("data", "broken_plugin:Reader")
 
 
 def test_options_of_a_section() -> None:

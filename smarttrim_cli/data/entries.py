@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from smarttrim_cli.data.files import field, texts
@@ -21,9 +22,9 @@ from smarttrim_cli.data.samples import (
     StatementSample,
     VqaSample,
 )
-from smarttrim_cli.data.splits import unlabelled
+from smarttrim_cli.data.splits import Log, unlabelled
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.metrics.vqa_accuracy import normalize_answer
+from smarttrim_cli.metrics.vqa_accuracy import plain_answer
 
 KEYS: dict[str, tuple[str, ...]] = {
     "vqa": ("question", "answer", "answers", "image_id", "question_type", "answer_type", "type", "id"),
@@ -78,6 +79,25 @@ def to_sample(task: str, entry: Entry) -> Sample:
     return makers[task](entry)
 
 
+def gathered(samples: Sequence[Sample], split: str, log: Log) -> list[Sample]:
+    """Samples of images with captions, one per image: lines of the same image (Flickr's list) are one.
+
+    Else each of them would be an image of its own, and the captions of the others wrong ones of it.
+    """
+    by_image: dict[object, CaptionedImage] = {}
+    for number, sample in enumerate(samples):
+        if not isinstance(sample, CaptionedImage):
+            return list(samples)
+        image = sample.images[0]
+        key = image if isinstance(image, Path) and sample.captions else number
+        first = by_image.get(key)
+        captions = (() if first is None else first.captions) + sample.captions
+        by_image[key] = replace(first or sample, captions=captions)
+    if len(by_image) < len(samples):
+        log(f"{split}: {len(samples)} entries of {len(by_image)} images; captions of an image are gathered")
+    return list(by_image.values())
+
+
 def _question(entry: Entry) -> VqaSample:
     values = entry.values
     answers = _answers(entry)
@@ -91,7 +111,8 @@ def _question(entry: Entry) -> VqaSample:
         answers=answers,
         question_type=_optional_text(entry, "question_type") or kind,
         answer_type=_optional_text(entry, "answer_type") or kind,
-        major_answer=_optional_text(entry, "answer") or major,
+        major_answer=major if values.get("answer") is None else _answer(entry),
+        normalized=True,
     )
 
 
@@ -129,16 +150,22 @@ def _answers(entry: Entry) -> tuple[str, ...] | None:
     """
     if entry.values.get("answers") is None:
         answer = _annotation(entry, "answer")
-        return None if answer is None else (_normalized(_text(entry, "answer")),) * _ANNOTATORS
+        return None if answer is None else (_answer(entry),) * _ANNOTATORS
     given = entry.values["answers"]
     if isinstance(given, Sequence) and not isinstance(given, str):
-        given = [one.get("answer") if isinstance(one, Mapping) else one for one in given]
-    answers = tuple(map(_normalized, texts({"answers": given}, "answers", entry.where)))
+        given = [_in_words(one.get("answer") if isinstance(one, Mapping) else one) for one in given]
+    answers = tuple(map(plain_answer, texts({"answers": given}, "answers", entry.where)))
     return answers * _ANNOTATORS if len(answers) == 1 else answers
 
 
-def _normalized(answer: str) -> str:
-    return normalize_answer(answer) or answer  # nothing is left of "a"
+def _answer(entry: Entry) -> str:
+    values = {**entry.values, "answer": _in_words(entry.values["answer"])}
+    return plain_answer(str(field(values, "answer", str, entry.where)))
+
+
+def _in_words(answer: Any) -> Any:
+    """A whole number as a text: a table of numbers alone has no texts."""
+    return str(answer) if type(answer) is int else answer
 
 
 def _annotation(entry: Entry, key: str) -> Any:

@@ -29,6 +29,13 @@ def read_json(path: Path) -> Any:
             where=str(path),
             hint=_INCOMPLETE,
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(_unreadable(error), where=str(path)) from error
+
+
+def _unreadable(error: Exception) -> str:
+    """What Python cannot read of valid JSON."""
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -50,6 +57,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise UserError(
                 f"not valid JSON: {error.msg} (column {error.colno})", where=where, hint=_INCOMPLETE
             ) from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(_unreadable(error), where=where) from error
         if not isinstance(entry, dict):
             raise UserError("the line is not a JSON object", where=where)
         found = True

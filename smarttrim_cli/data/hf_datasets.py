@@ -21,8 +21,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from smarttrim_cli.data.entries import KEYS, Entry, images_per_sample, to_sample
-from smarttrim_cli.data.files import read_json
+from smarttrim_cli.data.entries import KEYS, Entry, gathered, images_per_sample, to_sample
+from smarttrim_cli.data.files import read_json, shown
 from smarttrim_cli.data.samples import EmbeddedImage, ImageSource, Sample
 from smarttrim_cli.data.splits import Log, file_names, joins_splits, unknown_split
 from smarttrim_cli.errors import UserError
@@ -66,7 +66,7 @@ def read(options: Options, task: str, split: str, *, labelled: bool, log: Log = 
         task: One of ``TASKS``.
         split: Name of a split.
         labelled: Whether a row without answer, label or captions is an error.
-        log: Unused.
+        log: Takes a line for the user.
 
     Raises:
         UserError: ``datasets`` is not installed, the split or a column is missing, or a row has wrong values.
@@ -79,11 +79,12 @@ def read(options: Options, task: str, split: str, *, labelled: bool, log: Log = 
     table = _loaded(sources[split], place)
     columns = _image_columns(table, options, task, place)
     images = _images(table, columns, images_per_sample(task), folder, place)
-    values = _rows(table, _value_columns(table, options, task, place))
-    return [
+    values = _rows(table, _value_columns(table, options, task, place, labelled))
+    samples = [
         to_sample(task, Entry(entry, found, f"{split}:{row}", f"{place}, row {row}", split, labelled))
         for row, (entry, found) in enumerate(zip(values, images, strict=True))
     ]
+    return gathered(samples, place, log)
 
 
 def splits(options: Options, task: str) -> list[str]:
@@ -173,7 +174,7 @@ def _image_columns(table: Any, options: Options, task: str, place: str) -> list[
     return columns
 
 
-def _value_columns(table: Any, options: Options, task: str, place: str) -> dict[str, str]:
+def _value_columns(table: Any, options: Options, task: str, place: str, labelled: bool) -> dict[str, str]:
     """Column of each key that the table has."""
     found = {}
     for key in KEYS[task]:
@@ -182,7 +183,9 @@ def _value_columns(table: Any, options: Options, task: str, place: str) -> dict[
             _refuse_missing(table, key, column, place)
         if column in table.column_names:
             found[key] = column
-    _refuse_missing(table, KEYS[task][0], found.get(KEYS[task][0], KEYS[task][0]), place)
+    first = KEYS[task][0]
+    if labelled or task != "captioning":  # captions that are to be written need not be there
+        _refuse_missing(table, first, found.get(first, first), place)
     return found
 
 
@@ -213,6 +216,9 @@ class _Cells:
 def _rows(table: Any, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
     """Values of each row by key, classes by their names."""
     names = {key: getattr(table.features[column], "names", None) for key, column in columns.items()}
+    if not columns:
+        yield from ({} for _ in range(len(table)))
+        return
     for row in _Cells(table, sorted(set(columns.values()))):
         yield {key: _named(row[column], names[key]) for key, column in columns.items()}
 
@@ -238,9 +244,16 @@ def _images(
     for row in range(len(table)):
         if paths:
             values = [cells[row][column] for column in columns]
-            yield tuple(folder / name for name in (values if number == len(columns) else values[0]))
+            found = values if number == len(columns) else values[0]
+            yield tuple(folder / _path(name, columns, f"{place}, row {row}") for name in found)
         else:
             yield tuple(EmbeddedImage(cells, row, column, place, spot) for column, spot in spots)
+
+
+def _path(value: Any, columns: list[str], where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{' and '.join(columns)}: {shown(value)} is no path of an image", where=where)
+    return value
 
 
 def _is_text(feature: Any) -> bool:
@@ -252,6 +265,12 @@ def _refuse_other_lengths(cells: _Cells, column: str, number: int, place: str) -
     import pyarrow.compute as pc
 
     row = 0
+    if not hasattr(cells.table.features[column], "feature"):
+        raise UserError(
+            f"{column} has single images, not lists of {number}",
+            where=place,
+            hint="task.data.columns={images: [left, right]} takes pairs from two columns",
+        )
     for batch in cells.table.iter(_BATCH):
         for length in pc.list_value_length(batch[column]).to_pylist():
             if length != number:

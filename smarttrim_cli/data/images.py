@@ -7,6 +7,8 @@ last bit.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,11 +22,16 @@ from smarttrim_cli.errors import UserError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_HINT = "Restore the file, or remove the sample."
 _INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+
+
+MOST_ELONGATED = 100
+"""Long over short side beyond which an image cannot be meant; resized by its short side it would be huge."""
 
 
 class BadSample(UserError):
@@ -44,17 +51,31 @@ def load_rgb(source: ImageSource, *, sample_id: object) -> Image.Image:
         BadSample: The image is missing, empty, truncated, too large to be meant, or no image.
     """
     try:
-        with _open(source) as image:
+        with _opened(source) as image:
             image.load()
+            _refuse_thin(*image.size)
             return to_rgb(ImageOps.exif_transpose(image))
+    except BadSample as error:
+        raise BadSample(error.message, where=f"sample {sample_id}, {source}", hint=_HINT) from error
     except Exception as error:  # on broken bytes Pillow raises anything, from EOFError to struct.error
-        hint = "Restore the file, or remove the sample."
         where = f"sample {sample_id}, {source}"
-        raise BadSample(_problem(source, error), where=where, hint=hint) from error
+        raise BadSample(_problem(source, error), where=where, hint=_HINT) from error
 
 
-def _open(source: ImageSource) -> Image.Image:
-    return Image.open(source) if isinstance(source, str | Path) else source.open()
+def _refuse_thin(width: int, height: int) -> None:
+    if max(width, height) > MOST_ELONGATED * min(width, height):
+        raise BadSample(f"the image is too long and thin ({width} x {height} pixels)")
+
+
+@contextmanager
+def _opened(source: ImageSource) -> Iterator[Image.Image]:
+    """By a file that is open: of paths Pillow maps some TIFFs into memory, and then turns them wrongly."""
+    if not isinstance(source, str | Path):
+        with source.open() as image:
+            yield image
+        return
+    with open(source, "rb") as file, Image.open(file) as image:
+        yield image
 
 
 def _problem(source: ImageSource, error: Exception) -> str:

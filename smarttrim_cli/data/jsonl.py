@@ -8,6 +8,7 @@ A line is an object; images are paths that start from ``images_dir``, or absolut
     retrieval    {"image": "img/1.jpg", "captions": ["...", ...]}
     captioning   {"image": "img/1.jpg", "captions": ["...", ...]}
 
+Lines of ``retrieval`` and ``captioning`` with the same image are one sample, with the captions of all.
 Any line can have ``id`` (number or text; else ``<split>:<line>``); vqa and captioning can have ``type``, by
 which scores are broken down.
 """
@@ -19,7 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from smarttrim_cli.data.entries import KEYS, Entry, images_per_sample, to_sample
+from smarttrim_cli.data.entries import KEYS, Entry, gathered, images_per_sample, to_sample
 from smarttrim_cli.data.files import field, read_json_lines
 from smarttrim_cli.data.samples import Sample
 from smarttrim_cli.data.splits import Log, file_names, joins_splits, unknown_split
@@ -63,7 +64,7 @@ def read(options: Options, task: str, split: str, *, labelled: bool, log: Log = 
         samples.append(to_sample(task, Entry(values, images, line, where, split, labelled)))
     if unused:
         log(f"{split}.jsonl: keys that {task} does not use: {', '.join(sorted(unused))}")
-    return samples
+    return gathered(samples, split, log)
 
 
 def splits(options: Options, task: str) -> list[str]:

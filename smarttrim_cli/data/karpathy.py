@@ -64,7 +64,7 @@ def read(
         where = f"{path}, image {number}"
         if _split_of(entry, options, where) != split:
             continue
-        part = entry.get("filepath", "")
+        part = field(entry, "filepath", str, where) if "filepath" in entry else ""
         if part not in folders:
             folders[part] = _image_folder(options, part)
         samples.append(

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from smarttrim_cli.data.files import field, read_json_lines
+from smarttrim_cli.data.files import field, read_json_lines, shown
 from smarttrim_cli.data.samples import StatementSample
 from smarttrim_cli.data.splits import Log, file_names, image_folder, joins_splits, unknown_split, unlabelled
 from smarttrim_cli.errors import UserError
@@ -67,7 +67,7 @@ def read(
             raise UserError(f"identifier {identifier!r} is not split-set-pair-sentence", where=where)
         if parts[0] not in folders:
             folders[parts[0]] = image_folder([root / "images" / parts[0], root / parts[0]])
-        folder = folders[parts[0]] / str(entry.get("directory", ""))
+        folder = folders[parts[0]] / _directory(entry, where)
         pair = "-".join(parts[:-1])
         samples.append(
             StatementSample(
@@ -112,6 +112,14 @@ def _has_statements(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(first, dict) and "sentence" in first
+
+
+def _directory(entry: dict[str, Any], where: str) -> str:
+    """The folder of a pair within its split; the official files have numbers."""
+    directory = entry.get("directory", "")
+    if not isinstance(directory, str | int) or isinstance(directory, bool):
+        raise UserError(f"directory is {shown(directory)}, not a number or a text", where=where)
+    return str(directory)
 
 
 def _label(entry: dict[str, Any], split: str, labelled: bool, where: str) -> bool | None:

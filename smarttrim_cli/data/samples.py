@@ -51,7 +51,10 @@ ImageSource = Path | EmbeddedImage
 
 @dataclass(frozen=True)
 class VqaSample:
-    """A question about an image, with the answers of its annotators."""
+    """A question about an image, with the answers of its annotators.
+
+    ``normalized`` says that these are normalised, as a prediction then has to be before they are compared.
+    """
 
     id: SampleId
     images: tuple[ImageSource, ...]
@@ -61,6 +64,7 @@ class VqaSample:
     question_type: str | None = None
     answer_type: str | None = None
     major_answer: str | None = None
+    normalized: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,3 +103,9 @@ class CaptionedImage:
 
 
 Sample = VqaSample | StatementSample | EntailmentSample | CaptionedImage
+
+
+def is_labelled(sample: Any) -> bool:
+    """Whether a sample has its annotation: answers, a label or captions. Other kinds count as having one."""
+    named = [getattr(sample, name) for name in ("answers", "label", "captions") if hasattr(sample, name)]
+    return not named or any(annotation not in (None, ()) for annotation in named)

@@ -48,7 +48,11 @@ def _refuse_repeated_ids(samples: Sequence[Sample], split: str) -> None:
     seen = set()
     for sample in samples:
         if sample.id in seen:
-            raise UserError(f"two samples have the id {sample.id}", where=f"split {split}")
+            raise UserError(
+                f"two samples have the id {sample.id}",
+                where=f"split {split}",
+                hint="ids have to differ; of your own data they can be left out",
+            )
         seen.add(sample.id)
 
 
@@ -105,16 +109,21 @@ def image_folder(candidates: Sequence[Path]) -> Path:
 
 
 def image_suffix(folder: Path, prefix: str = "") -> str:
-    """The suffix of the image files of a folder, taken from one of those whose name starts with ``prefix``.
+    """The suffix of the image files of a folder whose name starts with ``prefix``: JPEG if there is any.
 
     Raises:
         UserError: The folder cannot be read, or has none.
     """
     try:
+        found = ""
         for entry in os.scandir(folder):
             suffix = Path(entry.name).suffix
             if entry.name.startswith(prefix) and suffix.lower() in _IMAGE_SUFFIXES:
-                return suffix
+                found = suffix
+                if suffix == ".jpg":  # what official archives have; a stray file of the user's is not asked
+                    break
+        if found:
+            return found
     except OSError as error:
         raise UserError(f"cannot read the folder of images: {error.strerror}", where=str(folder)) from error
     raise UserError(f"no image named {prefix}*" if prefix else "no image in this folder", where=str(folder))

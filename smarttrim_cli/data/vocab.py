@@ -63,7 +63,9 @@ class AnswerVocab:
             UserError: No answer is that frequent.
         """
         counts = Counter(
-            normalize_answer(sample.major_answer) for sample in samples if sample.major_answer is not None
+            sample.major_answer if sample.normalized else normalize_answer(sample.major_answer)
+            for sample in samples
+            if sample.major_answer is not None
         )
         answers = tuple(answer for answer, number in counts.items() if number >= min_count)
         if not answers:

@@ -89,9 +89,9 @@ def read_folder(
                 text=field(question, "question", str, where),
                 image_id=image_id,
                 answers=_answers(annotation, annotations_path) if annotation else None,
-                question_type=annotation.get("question_type") if annotation else None,
-                answer_type=annotation.get("answer_type") if annotation else None,
-                major_answer=annotation.get("multiple_choice_answer") if annotation else None,
+                question_type=_optional(annotation, "question_type", annotations_path),
+                answer_type=_optional(annotation, "answer_type", annotations_path),
+                major_answer=_optional(annotation, "multiple_choice_answer", annotations_path),
             )
         )
     return samples
@@ -131,6 +131,12 @@ def _place(entry: dict[str, Any], number: int, path: Path) -> str:
     """The question id if there is one, else the number of the entry in its list, from 0."""
     name = f"question_id {entry['question_id']}" if "question_id" in entry else f"entry {number}"
     return f"{path}, {name}"
+
+
+def _optional(annotation: dict[str, Any] | None, key: str, path: Path) -> str | None:
+    if annotation is None or annotation.get(key) is None:
+        return None
+    return str(field(annotation, key, str, f"{path}, question_id {annotation['question_id']}"))
 
 
 def _answers(annotation: dict[str, Any], path: Path) -> tuple[str, ...]:

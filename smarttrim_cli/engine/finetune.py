@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
+from smarttrim_cli.data.samples import is_labelled
 from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.build import build, completed, plan_for
 from smarttrim_cli.engine.devices import several_on_cpu
@@ -21,7 +22,7 @@ from smarttrim_cli.engine.resume import checkpoint_to_resume, refuse_other_recip
 from smarttrim_cli.engine.runs import Run, is_run
 from smarttrim_cli.engine.sharing import leave_group_at_exit
 from smarttrim_cli.engine.teacher import teaching_of
-from smarttrim_cli.engine.trainer import Trainer
+from smarttrim_cli.engine.trainer import Trainer, without_references
 from smarttrim_cli.errors import UserError, some
 from smarttrim_cli.recipe import Recipe
 
@@ -109,6 +110,8 @@ def _open_splits(recipe: Recipe, bundle: Bundle) -> None:
     calibrated = recipe.pruning.calibrate if recipe.pruning else None
     for role in ("eval", *([calibrated.split] if calibrated else [])):
         bundle.task.dataset(bundle.task.split_name(role), bundle.processor)
+    if not any(map(is_labelled, bundle.task.samples(bundle.task.split_name("eval")))):
+        raise without_references(bundle.task)
 
 
 def _refuse_taken(run: Run, resume: str | None, overwrite: bool) -> None:

@@ -45,6 +45,7 @@ from smarttrim_cli.pruning.schedule import (
 )
 from smarttrim_cli.pruning.teacher import TaughtObjective
 from smarttrim_cli.recipe import Recipe
+from smarttrim_cli.tasks.base import Task
 
 
 @dataclass
@@ -341,11 +342,7 @@ class Trainer:
         result = predict(self.bundle, loader, (mode,), self.reporter, "evaluating")[mode]
         scores = score_summary(task, result)
         if task.metric not in scores:
-            raise UserError(
-                f"split {task.split_name('eval')} has no reference answers, so it gives no {task.metric}",
-                where="task.splits.eval",
-                hint="name a split with annotations",
-            )
+            raise without_references(task)
         warning = collapse_warning(result.records, trimmed=bool(model.sites))
         if warning:
             self.reporter.warn(f"step {self.progress.step}: {warning}")
@@ -420,6 +417,15 @@ class Trainer:
             config["trimmers"] = {**config["trimmers"], "removed": sorted(names)}
             self.reporter.message(f"{len(names)} of {there} trimmers cost more than they save: taken out")
         return names
+
+
+def without_references(task: Task) -> UserError:
+    """The error for an evaluation split that nothing can be scored on."""
+    return UserError(
+        f"split {task.split_name('eval')} has no reference answers, so it gives no {task.metric}",
+        where="task.splits.eval",
+        hint="name a split with annotations",
+    )
 
 
 def _weights(recipe: Recipe) -> Weights:

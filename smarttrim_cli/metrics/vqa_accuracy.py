@@ -67,6 +67,11 @@ def normalize_answer(answer: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
+def plain_answer(answer: str) -> str:
+    """An answer normalised; of one that has nothing else ("A", "the", "+") in lower case."""
+    return normalize_answer(answer) or _on_one_line(answer).lower()
+
+
 def _on_one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 

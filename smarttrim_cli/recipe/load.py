@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,20 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     """
     source = read_source(find_recipe(path_or_name))
     _apply(source, overrides)
+    source.data = _with_home(source.data)
     problems = {*source.problems, *check(Recipe, source.data, source), *check_plugins(source)}
     if problems:
         raise RecipeError(sorted(problems))
     return Recipe.model_validate(source.data)
+
+
+def _with_home(value: Any) -> Any:
+    """Values with ``~/`` at the beginning of texts as the user's home, as a shell has it."""
+    if isinstance(value, dict):
+        return {key: _with_home(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_home(inner) for inner in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _apply(source: Source, overrides: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ SECTIONS: dict[tuple[str, ...], str] = {
     ("pruning", "token_trimmer"): "trimmers",
     ("pruning", "head_trimmer"): "trimmers",
 }
+DATA = ("task", "data")
 
 
 def check_plugins(source: Source) -> list[Problem]:
@@ -36,7 +37,20 @@ def check_plugins(source: Source) -> list[Problem]:
             problems.append(source.problem((*path, "name"), f"{error.message}{hint}"))
             continue
         problems += check(options, _without_name(section), source, path)
-    return problems
+    return problems + _mistakes_in_data(source, {problem.key for problem in problems})
+
+
+def _mistakes_in_data(source: Source, known: set[str]) -> list[Problem]:
+    """What strict reading finds in ``task.data``, which its task reads as pydantic does ("6" as 6)."""
+    section = _get(source.data, DATA)
+    if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
+        return []
+    try:
+        options = registry.load("data", section["name"]).Options
+    except registry.PluginError:
+        return []  # the task reports it
+    found = check(options, _without_name(section), source, DATA)
+    return [problem for problem in found if problem.key not in known]
 
 
 def resolved_dict(recipe: Recipe) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin
 
@@ -52,6 +53,7 @@ def check(
         source: Where they come from.
         prefix: The section's key; empty for the whole recipe.
     """
+    endless = [] if prefix else list(_not_finite(data, ()))
     lax, strict = _validate(model, data, strict=False), _validate(model, data, strict=True)
     if isinstance(lax, str):
         return [source.problem(prefix, lax)]
@@ -71,7 +73,21 @@ def check(
         message = _message(error, path, model, data, prefix)
         if message not in found:
             found.append(message)
+    for path, number in endless:  # sections of plug-ins would take them
+        messages.setdefault(path, [f"expected a finite number, found {describe(number)}"])
     return [source.problem((*prefix, *path), "; or ".join(found)) for path, found in messages.items()]
+
+
+def _not_finite(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, float]]:
+    """Infinite values and those that are no numbers, with their keys."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _not_finite(inner, (*path, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _not_finite(inner, (*path, index))
 
 
 def _validate(model: type[BaseModel], data: Mapping[str, Any], *, strict: bool) -> list[Error] | str:

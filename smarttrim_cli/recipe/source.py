@@ -136,6 +136,9 @@ def read_source(path: Path) -> Source:
     builder = _Builder(where=f"{path}:{{line}}", order=0)
     data = builder.build(node, ())
     if not isinstance(data, dict):
+        if builder.problems:
+            problem = builder.problems[0]
+            raise UserError(problem.message, where=problem.place.where)
         raise UserError(f"expected a mapping of keys to values, found {describe(data)}", where=f"{path}:1")
     return Source(data, {(): Place(0, f"{path}:1"), **builder.places}, builder.problems)
 
@@ -246,6 +249,9 @@ class _Builder:
             return self._scalars.construct_object(node)
         except (yaml.constructor.ConstructorError, ValueError) as error:
             return self._reject(node, path, getattr(error, "problem", None) or str(error))
+        except (KeyError, AttributeError, IndexError, TypeError):  # how PyYAML refuses a value under a tag
+            kind = node.tag.rpartition(":")[2]
+            return self._reject(node, path, f"{describe(str(node.value))} is no value of the tag !!{kind}")
         finally:
             self._open.pop()
 

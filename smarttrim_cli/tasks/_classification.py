@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smarttrim_cli.data.processor import Processor
+from smarttrim_cli.errors import UserError
 from smarttrim_cli.tasks._data import Item, instance_ids, usable
 from smarttrim_cli.tasks._task import DataTask
 from smarttrim_cli.tasks.base import Batch, Record
@@ -54,6 +55,25 @@ class Classification(DataTask):
         """Likeliest classes of logits (B, C), with their probability."""
         best_B, index_B = output.float().softmax(-1).max(-1)
         return [(self.classes[i], p) for i, p in zip(index_B.tolist(), best_B.tolist(), strict=True)]
+
+    def rescore(self, records: Sequence[Record], split: str) -> list[Record]:
+        """Stored predictions, scored; classes may be written in any case ("true").
+
+        Raises:
+            UserError: A prediction is for a sample that the split does not have, or is none of the classes.
+        """
+        names = {name.lower(): name for name in self.classes}
+        named = []
+        for record in records:
+            label = record["prediction"]
+            label = names.get(label.lower()) if isinstance(label, str) else label
+            if label is None:
+                raise UserError(
+                    f"the prediction for id {record['id']} is {record['prediction']!r}, "
+                    f"not one of {', '.join(self.classes)}"
+                )
+            named.append({**record, "prediction": label})
+        return super().rescore(named, split)
 
     def record(self, sample: Any, prediction: str) -> Record:
         """The record of a sample's prediction; its score is 1 or 0."""

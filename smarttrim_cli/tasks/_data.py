@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from smarttrim_cli import registry
 from smarttrim_cli.data.images import BadSample, load_rgb
 from smarttrim_cli.data.processor import Processor
+from smarttrim_cli.data.samples import is_labelled
 from smarttrim_cli.tasks.base import EmptyBatch
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ class SplitReader:
 
     def name(self, role: str) -> str:
         """The split for a role; names that are no role are splits themselves."""
-        return str(getattr(self.splits, role, role))
+        return str(getattr(self.splits, role)) if role in Splits.model_fields else role
 
     def samples(self, split: str, *, labelled: bool = False) -> list[Any]:
         """Samples of a split; with ``labelled`` a split without annotations is a UserError."""
@@ -84,12 +85,6 @@ class SplitReader:
                 self.options, self.form_name, split, labelled=labelled, log=self.log
             )
         return self._read[split]
-
-
-def is_labelled(sample: Any) -> bool:
-    """Whether a sample of any kind has its annotation: answers, a label or captions."""
-    found = (getattr(sample, name, None) for name in ("answers", "label", "captions"))
-    return any(annotation not in (None, ()) for annotation in found)
 
 
 class SampleDataset(Dataset[Item | None]):

@@ -14,7 +14,7 @@ from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.data.samples import VqaSample
 from smarttrim_cli.data.vocab import AnswerVocab
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.metrics.vqa_accuracy import vqa_accuracy
+from smarttrim_cli.metrics.vqa_accuracy import plain_answer, vqa_accuracy
 from smarttrim_cli.tasks._data import DataOptions, Item, instance_ids, usable
 from smarttrim_cli.tasks._task import DataTask
 from smarttrim_cli.tasks.base import Batch, Record
@@ -127,13 +127,14 @@ class AnswerTask(DataTask):
 
     def record(self, sample: VqaSample, prediction: str) -> Record:
         """The record of a sample's answer, with its VQA accuracy."""
+        compared = plain_answer(prediction) if sample.normalized else prediction
         return {
             "id": sample.id,
             "type": getattr(sample, self.options.types) or "all",
             "question": sample.text,
             "prediction": prediction,
             "reference": sample.major_answer,
-            "score": None if sample.answers is None else vqa_accuracy(prediction, sample.answers),
+            "score": None if sample.answers is None else vqa_accuracy(compared, sample.answers),
         }
 
     def submission(self, records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -32,6 +32,8 @@ def read_records(path: Path) -> list[Record]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"not JSON ({error.msg})", where=f"{path}:{number}") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"cannot be read as JSON: {error}", where=f"{path}:{number}") from error
         if not isinstance(record, dict) or "id" not in record or "prediction" not in record:
             raise UserError("not a prediction: it needs the keys id and prediction", where=f"{path}:{number}")
         if not isinstance(record["id"], int | str):

@@ -242,6 +242,31 @@ def test_wrong_columns_and_values(tmp_path: Path) -> None:
         Options(data_dir="x", columns={"image": ["a", "b"]})
 
 
+def test_images_that_are_missing_or_of_another_kind(tmp_path: Path) -> None:
+    hypotheses = {"hypothesis": ["x", "y"], "label": ["neutral"] * 2}
+    options = table(tmp_path / "null", image=["a.png", None], **hypotheses)
+    with pytest.raises(UserError, match="row 1: image: null is no path of an image"):
+        read(options, "snli_ve", "train", labelled=True)
+    options = table(tmp_path / "list", image=[["a.png"], ["b.png"]], **hypotheses)
+    with pytest.raises(UserError, match=r"row 0: image: \["):
+        read(options, "snli_ve", "train", labelled=True)
+    statements = {"statement": ["x"], "label": [True]}
+    options = table(tmp_path / "pair", images=[["a.png", None]], **statements)
+    with pytest.raises(UserError, match="row 0: images: null is no path of an image"):
+        read(options, "nlvr2", "train", labelled=True)
+    options = table(tmp_path / "single", images=["a.png"], **statements)
+    with pytest.raises(UserError, match="images has single images, not lists of 2"):
+        read(options, "nlvr2", "train", labelled=True)
+
+
+def test_captions_to_be_written_need_no_column(tmp_path: Path) -> None:
+    options = table(tmp_path, image=["a.png", "b.png"])
+    assert len(read(options, "captioning", "train", labelled=False)) == 2
+    for task, labelled in (("captioning", True), ("retrieval", False)):
+        with pytest.raises(UserError, match="no column 'captions'"):
+            read(options, task, "train", labelled=labelled)
+
+
 def test_damaged_folders(tmp_path: Path) -> None:
     options = Options(data_dir=str(tmp_path))
     with pytest.raises(UserError, match="It has no data in a known format"):

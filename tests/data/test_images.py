@@ -110,6 +110,28 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert load_rgb(tmp_path / "turned.jpg", sample_id=1).size == (10, 20)
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "RGB"])
+def test_orientation_of_uncompressed_tiffs(tmp_path: Path, mode: str) -> None:
+    """Pillow maps such files into memory when it is given their path, and then turns them wrongly."""
+    rng = np.random.default_rng(0)
+    grey_HW = rng.integers(0, 255, (20, 30), dtype=np.uint8)
+    image = Image.fromarray(grey_HW.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey_HW)
+    image = image if mode == "I;16" else image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.tif", exif=exif)
+    upright = load_rgb(tmp_path / "turned.tif", sample_id=1)
+    assert upright.size == (20, 30)
+    assert np.array_equal(np.asarray(upright)[..., 0], np.asarray(to_rgb(image))[::-1, :, 0].T)
+
+
+def test_image_that_is_too_thin(tmp_path: Path) -> None:
+    """METER's preprocessing makes the short side as long as the model's: the long one may fill memory."""
+    Image.new("L", (1, 2000)).save(tmp_path / "thin.png")
+    with pytest.raises(BadSample, match=r"sample 3, .*thin.png: the image is too long and thin \(1 x 2000"):
+        load_rgb(tmp_path / "thin.png", sample_id=3)
+
+
 def test_bad_files_name_the_sample_and_the_path(tmp_path: Path) -> None:
     good = tmp_path / "good.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(good)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,15 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 
 
 def samples(
-    folder: Path, task: str, *entries: dict[str, Any], labelled: bool = True, **further: Any
+    folder: Path,
+    task: str,
+    *entries: dict[str, Any],
+    labelled: bool = True,
+    log: Callable[[str], None] = print,
+    **further: Any,
 ) -> list[Sample]:
     (folder / "train.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    return read(Options(data_dir=str(folder), **further), task, "train", labelled=labelled)
+    return read(Options(data_dir=str(folder), **further), task, "train", labelled=labelled, log=log)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,7 @@ def test_every_task(tmp_path: Path, task: str, expected: Any) -> None:
     (sample,) = samples(tmp_path, task, EXAMPLES[task])
     wanted = expected(tmp_path / "img" / "1.jpg", (tmp_path / "l.jpg", tmp_path / "r.jpg"))
     if task == "vqa":
-        wanted = VqaSample(**{**vars(wanted), "major_answer": "red"})
+        wanted = VqaSample(**{**vars(wanted), "major_answer": "red", "normalized": True})
     assert sample == wanted
     assert set(EXAMPLES) == set(TASKS)
 
@@ -62,9 +68,36 @@ def test_answers_are_normalised_as_the_vocabulary_is(tmp_path: Path) -> None:
     ]
     one, several = samples(tmp_path, "vqa", *lines)
     assert isinstance(one, VqaSample) and isinstance(several, VqaSample)
-    assert one.answers == ("2",) * 10 and several.answers == ("dog", "dog", "A")
+    assert one.answers == ("2",) * 10 and several.answers == ("dog", "dog", "a")
     assert vqa_accuracy("2", one.answers) == 1.0
     assert AnswerVocab(("2", "dog")).soft_targets(one.answers) == {0: 1.0}
+
+
+def test_answers_of_which_normalising_leaves_nothing_are_classes(tmp_path: Path) -> None:
+    answers = ["A", "the", "+", "-", 7]
+    lines = [{"image": "1.jpg", "question": "?", "answer": answer} for answer in answers]
+    read = [sample for sample in samples(tmp_path, "vqa", *lines) if isinstance(sample, VqaSample)]
+    vocab = AnswerVocab.from_samples(read, min_count=1)
+    assert vocab.answers == ("a", "the", "+", "-", "7")
+    assert [vocab.soft_targets(sample.answers or ()) for sample in read] == [{n: 1.0} for n in range(5)]
+
+
+@pytest.mark.parametrize("task", ["retrieval", "captioning"])
+def test_lines_of_an_image_are_gathered(tmp_path: Path, task: str) -> None:
+    """Else every line were an image of its own, and the captions of the other lines wrong ones of it."""
+    lines = [{"image": f"{image}.jpg", "captions": [f"{image} {n}"]} for n in "ab" for image in (1, 2)]
+    said: list[str] = []
+    found = samples(tmp_path, task, *lines, log=said.append)
+    assert [(s.images[0], s.captions) for s in found if isinstance(s, CaptionedImage)] == [
+        (tmp_path / "1.jpg", ("1 a", "1 b")),
+        (tmp_path / "2.jpg", ("2 a", "2 b")),
+    ]
+    assert said == ["train: 4 entries of 2 images; captions of an image are gathered"]
+
+
+def test_images_to_be_captioned_are_not_gathered(tmp_path: Path) -> None:
+    lines = [{"image": "1.jpg", "id": "x"}, {"image": "1.jpg", "id": "y"}]
+    assert len(samples(tmp_path, "captioning", *lines, labelled=False)) == 2
 
 
 def test_answers_of_several_annotators(tmp_path: Path) -> None:
@@ -122,10 +155,10 @@ def test_retrieval_needs_captions_even_where_nothing_is_scored(tmp_path: Path) -
         ("vqa", {"question": None}, "question is null, not a text"),
         ("vqa", {"question": 5}, "question is 5, not a text"),
         ("vqa", {"image": ["a"]}, r'image is \["a"\], not a text'),
-        ("vqa", {"answer": 3}, "answer is 3, not a text"),
+        ("vqa", {"answer": 3.5}, "answer is 3.5, not a text"),
         ("vqa", {"answers": "red"}, 'answers is "red", not a list'),
         ("vqa", {"answers": []}, r"answers is \[\], not a list of texts"),
-        ("vqa", {"answers": [1, 2]}, r"answers is \[1, 2\], not a list of texts"),
+        ("vqa", {"answers": [True, "2"]}, r"answers is \[true, \"2\"\], not a list of texts"),
         ("vqa", {"id": [1]}, r"id is \[1\], not a number or a text"),
         ("vqa", {"type": 3}, "type is 3, not a text"),
         ("nlvr2", {"images": ["one.jpg"]}, r"images is \['one.jpg'\], not a list of 2 paths"),

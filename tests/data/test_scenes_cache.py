@@ -256,6 +256,13 @@ def test_build_refuses_folders_with_other_things(tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError, match="notes.txt"):
         build(tmp_path / "out", SMALL.model_copy(update={"seed": 1}), lambda line: None)
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    (tmp_path / "out" / "notes.txt").rename(tmp_path / "out" / "train" / "notes.txt")
+    with pytest.raises(UserError, match=r"train.notes.txt"):
+        build(tmp_path / "out", SMALL.model_copy(update={"seed": 1}), lambda line: None)
+    (tmp_path / "out" / "train" / "notes.txt").rename(tmp_path / "out" / "train" / "cat.png")
+    with pytest.raises(UserError, match="1 images in train"):
+        build(tmp_path / "out", SMALL.model_copy(update={"seed": 1}), lambda line: None)
+    assert (tmp_path / "out" / "train" / "cat.png").read_text() == "mine"
     with pytest.raises(UserError, match="is a file"):
         build(tmp_path / "photos" / "cat.jpg", SMALL, lambda line: None)
     monkeypatch.chdir(tmp_path / "photos")

@@ -118,6 +118,6 @@ def test_split_without_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     files = f"task.data={{name: vqa_v2, data_dir: '{tmp_path / 'data'}'}}"
     with pytest.raises(UserError, match="split val has no reference answers"):
         finetune(tiny_recipe(tmp_path, *SHORT, files))
-    assert (tmp_path / "run/model/config.json").exists()  # the training is not lost
+    assert not (tmp_path / "run").exists()  # it is found before the training
     with pytest.raises(UserError, match="split val has questions but no answers"):
-        finetune(tiny_recipe(tmp_path, *SHORT, files, "task.splits.train=val"), overwrite=True)
+        finetune(tiny_recipe(tmp_path, *SHORT, files, "task.splits.train=val"))

@@ -64,6 +64,9 @@ def test_valid_recipe_has_values_and_defaults(recipe_file: Path) -> None:
         ("train: {max_steps: 5}", "train: duplicate key, first given in line 11"),
         ("[a, b]: 1", "keys must be plain text"),
         ("seed: !!python/name:os.system", "seed: could not determine a constructor for the tag"),
+        ("seed: !!bool maybe", "seed: 'maybe' is no value of the tag !!bool"),
+        ("seed: !!int ''", "seed: '' is no value of the tag !!int"),
+        ("description: !!timestamp x", "description: 'x' is no value of the tag !!timestamp"),
         ("logging: &a {report_to: *a}", "logging.report_to: an alias (*name) contains itself"),
     ],
 )
@@ -278,6 +281,7 @@ def test_wrong_overrides(recipe_file: Path, override: str, expected: str) -> Non
         (b"train:\n\tmax_steps: 1\n", "r.yaml:2: not valid YAML: while scanning for the next token"),
         (b"seed: 1\n---\nseed: 2\n", "r.yaml:2: not valid YAML: expected a single document"),
         (b"seed: \x00\n", "r.yaml: not valid YAML: unacceptable character #x0000"),
+        (b"<<: 3\n", "r.yaml:1: expected a mapping or list of mappings for merging"),
         (b"[" * 5000, "r.yaml: not a recipe: nested too deeply"),
     ],
 )
@@ -286,6 +290,21 @@ def test_files_that_are_no_recipes(recipe_file: Path, content: bytes, message: s
     with pytest.raises(UserError) as caught:
         load_recipe(recipe_file)
     assert str(caught.value).startswith(message)
+
+
+def test_data_is_read_strictly_and_without_infinity(recipe_file: Path) -> None:
+    data = "task={name: vqa, data: {name: scenes, grid: '6', seed: true, question_weights: {count: .inf}}}"
+    assert {text.partition('": ')[2] for text in problems(recipe_file, data)} >= {
+        "task.data.grid: expected a whole number, found '6'",
+        "task.data.seed: expected a whole number, found true",
+        "task.data.question_weights.count: expected a finite number, found inf",
+    }
+
+
+def test_home_of_the_user(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["output_dir=~/runs/mine", "description=~ 3 hours"])
+    assert recipe.output_dir == os.path.expanduser("~/runs/mine")
+    assert recipe.description == "~ 3 hours"
 
 
 def test_missing_file_and_directory(recipe_file: Path) -> None:

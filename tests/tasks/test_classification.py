@@ -123,6 +123,10 @@ def test_rescoring_reads_labels_anew(nlvr: nlvr2.Nlvr2Task) -> None:
         nlvr.rescore([{"id": "x", "prediction": "True"}], "dev")
     with pytest.raises(UserError, match="is True, not a text"):
         nlvr.rescore([{"id": "dev-1-1-0", "prediction": True}], "dev")
+    (record,) = nlvr.rescore([{"id": "dev-1-1-0", "prediction": "false"}], "dev")
+    assert (record["score"], record["prediction"]) == (1.0, "False")
+    with pytest.raises(UserError, match="for id dev-1-1-0 is 'yes', not one of False, True"):
+        nlvr.rescore([{"id": "dev-1-1-0", "prediction": "yes"}], "dev")
 
 
 def test_two_pictures_per_text_of_the_users_own(nlvr: nlvr2.Nlvr2Task) -> None:

@@ -9,10 +9,10 @@ import torch
 from pydantic import ValidationError
 
 from smarttrim_cli.data.images import BadSample
-from smarttrim_cli.data.samples import CaptionedImage, StatementSample, VqaSample
+from smarttrim_cli.data.samples import CaptionedImage, StatementSample, VqaSample, is_labelled
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.tasks import nlvr2, retrieval, snli_ve
-from smarttrim_cli.tasks._data import cleaned, instance_ids, is_labelled, spread, stable_hash, usable
+from smarttrim_cli.tasks._data import cleaned, instance_ids, spread, stable_hash, usable
 from smarttrim_cli.tasks._summary import summarize
 from smarttrim_cli.tasks.base import EmptyBatch
 from tests.tasks.own_data import processor, section, write_lines, write_pictures

@@ -146,6 +146,15 @@ def test_rescoring_takes_what_it_knows_only() -> None:
         one.rescore([{"id": known.id, "prediction": 3}], "val")
 
 
+def test_own_answers_are_compared_as_they_are_normalised(tmp_path: Path) -> None:
+    answers = ["Yes", "Two", "T-shirt", "A"]
+    lines = [{"id": n, "image": "1.jpg", "question": "?", "answer": text} for n, text in enumerate(answers)]
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    one = build(Options(data={"name": "jsonl", "data_dir": str(tmp_path)}), print, "classifies")
+    records = one.rescore([{"id": n, "prediction": text} for n, text in enumerate(answers)], "val")
+    assert [record["score"] for record in records] == [1.0] * 4
+
+
 def test_training_split_without_answers_is_refused_even_if_read_before(tmp_path: Path) -> None:
     """Zero targets used to be trained on if the questions had been read for the tokenizer."""
     folder = task().folder

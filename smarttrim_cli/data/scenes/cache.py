@@ -24,6 +24,7 @@ from smarttrim_cli.errors import UserError
 
 Log = Callable[[str], None]
 MANIFEST = "manifest.json"
+IMAGE_SUFFIX = ".png"
 GENERATOR = "smarttrim scenes"
 ABANDONED_AFTER_SECONDS = 24 * 3600
 
@@ -151,6 +152,7 @@ def _refuse_other_content(out: Path) -> None:
         return
     ours = _own_names(out)
     others = sorted(path.name for path in out.iterdir() if path.name not in ours)
+    others += _others_among_images(out) if ours else []
     if others or not ours:
         what = f"holds other files ({', '.join(others[:3])})"
         what += "" if ours else f" and no good {MANIFEST}"
@@ -166,6 +168,19 @@ def _own_names(out: Path) -> set[str]:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return set()
+
+
+def _others_among_images(out: Path) -> list[str]:
+    """What lies in the folders of images and is no image, or is one more than were made."""
+    made = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["images"]
+    others = []
+    for name, totals in made.items():
+        files = sorted(path for path in (out / name).rglob("*") if path.is_file())
+        foreign = [path for path in files if path.suffix != IMAGE_SUFFIX]
+        others += [str(path.relative_to(out)) for path in foreign]
+        if not foreign and len(files) > totals["number"]:
+            others.append(f"{len(files) - totals['number']} images in {name}")
+    return others
 
 
 def _remove_abandoned(folder: Path) -> None:
