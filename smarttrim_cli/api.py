@@ -111,6 +111,8 @@ class TrimmedVlm:
 
     def _refuse(self, images: Sequence[Picture], texts: Sequence[str]) -> None:
         """Arguments that were forgotten, or are of another kind."""
+        if isinstance(texts, str):
+            raise UserError("a list of texts is needed, one per instance", where="predict_batch")
         if not texts:
             raise UserError("no texts: one per instance", where="predict_batch")
         odd = [value for value in texts if not isinstance(value, str)]
@@ -118,6 +120,11 @@ class TrimmedVlm:
         if odd:
             kinds = "a text is a str, an image a path or a PIL image"
             raise UserError(f"{type(odd[0]).__name__} given, but {kinds}", where="predict")
+        if not all(map(_is_unicode, texts)):
+            raise UserError("a text has half of a character (a lone surrogate)", where="predict")
+        empty = [image for image in images if isinstance(image, Image.Image) and 0 in image.size]
+        if empty:
+            raise UserError(f"an image of {empty[0].width} x {empty[0].height} pixels", where="predict")
         task = self.bundle.task.form.name
         if task != _WITHOUT_TEXT and not all(text.strip() for text in texts):
             raise UserError(f"a text is empty, which {task} cannot do without", where="predict")
@@ -136,6 +143,14 @@ def load(path: str | Path, device: str | torch.device | None = None) -> TrimmedV
     """
     bundle = load_model(resolve_checkpoint(str(path)), log=_silent)
     return TrimmedVlm(bundle).to("cpu" if device is None else best_device(str(device), "load(device=...)"))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _open(image: Picture) -> Image.Image:

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
+from smarttrim_cli import registry
 from smarttrim_cli.backbones._meter_options import Options, TextOptions
 from smarttrim_cli.errors import UserError
 
@@ -33,7 +34,9 @@ def build_vision(options: Options) -> VisionTransformer | SwinTransformer:
         args["window_size"] = max(options.image_size // SWIN_STRIDE, 1)
     try:
         vit = timm.create_model(section.model, pretrained=False, **{**args, **section.args})
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+    except (
+        Exception
+    ) as error:  # of a wrong size timm and torch raise anything, from KeyError to ZeroDivisionError
         raise UserError(f"timm cannot build {section.model!r}: {error}", where="backbone.vision") from error
     if not (_is_plain_vit(vit) or type(vit) is SwinTransformer):
         raise UserError(
@@ -83,9 +86,25 @@ def text_config(section: TextOptions) -> Any:
         UserError: There is no such model type, or it has no such setting.
     """
     try:
+        known = AutoConfig.for_model(section.model_type)
+        _refuse_unknown(section, {*known.to_dict(), *known.attribute_map})
         return AutoConfig.for_model(section.model_type, **section.config)
-    except (ValueError, TypeError, AttributeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # transformers checks by exceptions of its own
         raise _cannot_build(section, error) from error
+
+
+def _refuse_unknown(section: TextOptions, known: set[str]) -> None:
+    """Transformers keeps whatever a configuration is given; a misspelled key would change nothing."""
+    for key in section.config:
+        if key not in known:
+            nearest = registry.did_you_mean(key, known)
+            question = f"; did you mean {nearest}?" if nearest else ""
+            raise UserError(
+                f"{section.model_type!r} has no setting {key!r}{question}",
+                where=f"backbone.text.config.{key}",
+            )
 
 
 def build_text(section: TextOptions, longest: int) -> nn.Module:
@@ -97,7 +116,7 @@ def build_text(section: TextOptions, longest: int) -> nn.Module:
     config = text_config(section)
     try:
         text = AutoModel.from_config(config, attn_implementation="sdpa", add_pooling_layer=False)
-    except (ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # of a wrong size torch and transformers raise anything
         raise _cannot_build(section, error) from error
     needed = longest + (config.pad_token_id or 0) + 1  # RoBERTa's positions start behind its padding index
     if config.max_position_embeddings < needed:

@@ -97,15 +97,15 @@ def _table(group: Mapping[str, Any], reference: str) -> tuple[list[str], list[li
         ("method", lambda row: row["method"]),
         ("level", lambda row: row["level"]),
         ("seeds", lambda row: str(row["seeds"])),
-        (unit, lambda row: row["gmacs"] and format_value(row["gmacs"] * factor)),
-        ("x fewer", lambda row: row["speedup"] and f"{row['speedup']:.2f}"),
+        (unit, lambda row: _shown(row["gmacs"], lambda value: format_value(value * factor))),
+        ("x fewer", lambda row: _shown(row["speedup"], "{:.2f}".format)),
         (f"{metric}, full", lambda row: _score(row["full"])),
         (metric, lambda row: _with_error(row["score"], row["score_se"])),
-        ("retained", lambda row: row["retained"] and f"{row['retained']:.1%}"),
+        ("retained", lambda row: _shown(row["retained"], "{:.1%}".format)),
         (f"minus {versus}", _difference),
         ("p", lambda row: _p_value(row["difference"])),
-        ("ms", lambda row: row["latency_ms"] and format_value(row["latency_ms"])),
-        ("x faster", lambda row: row["latency_speedup"] and f"{row['latency_speedup']:.2f}"),
+        ("ms", lambda row: _shown(row["latency_ms"], format_value)),
+        ("x faster", lambda row: _shown(row["latency_speedup"], "{:.2f}".format)),
         ("front", lambda row: "*" if row["on_front"] else ""),
     ]
     cells = [(name, [cell(row) for row in rows]) for name, cell in columns]
@@ -114,6 +114,10 @@ def _table(group: Mapping[str, Any], reference: str) -> tuple[list[str], list[li
         ["-" if value is None else value for value in line]
         for line in zip(*(values for _, values in shown), strict=True)
     ]
+
+
+def _shown(value: float | None, text: Callable[[float], str]) -> str | None:
+    return None if value is None else text(value)
 
 
 def _published(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

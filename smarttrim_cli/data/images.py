@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from smarttrim_cli.errors import UserError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_Mode = Literal["resize", "shorter_side_center_crop"]
 _HINT = "Restore the file, or remove the sample."
 _INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
@@ -122,10 +123,20 @@ class Preprocess:
     """
 
     size: int
-    mode: Literal["resize", "shorter_side_center_crop"] = "resize"
+    mode: _Mode = "resize"
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        """Refuse what no image can be made with; files that say so may have been edited."""
+        if type(self.size) is not int or self.size < 1:
+            raise ValueError(f"size is {self.size!r}")
+        if self.mode not in get_args(_Mode) or self.interpolation not in _INTERPOLATION:
+            raise ValueError(f"mode is {self.mode!r}, interpolation {self.interpolation!r}")
+        for values in (self.mean, self.std):
+            if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+                raise ValueError(f"mean or std is {values!r}")
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Resize, crop, scale and normalise."""

@@ -102,12 +102,14 @@ class Processor:
         Raises:
             UserError: A file is missing or damaged.
         """
-        content: dict[str, Any] = dict(read_json(folder / _PREPROCESSING))
         try:
+            content: dict[str, Any] = dict(read_json(folder / _PREPROCESSING))
             length = content.pop("max_text_length")
+            if type(length) is not int or length < 1:
+                raise ValueError(f"max_text_length is {length!r}")
             content.update(mean=tuple(content["mean"]), std=tuple(content["std"]))
             preprocess = Preprocess(**content)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"not a preprocessing file ({error})", where=str(folder / _PREPROCESSING)
             ) from error
@@ -125,7 +127,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     try:
         return _from_pretrained(name, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
         if Path(name).exists():
             raise _no_tokenizer(name, error) from error
     try:

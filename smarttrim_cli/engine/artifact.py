@@ -8,11 +8,13 @@ beside them tokenizer, preprocessing and label vocabulary. No pickles.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ from smarttrim_cli import registry
 from smarttrim_cli.data.files import read_json
 from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.engine.files import write_json
-from smarttrim_cli.errors import UserError
+from smarttrim_cli.errors import SmartTrimError, UserError, some
 from smarttrim_cli.forms import Form
 from smarttrim_cli.pruning.model import TrimmedModel, build_trimmers
 from smarttrim_cli.tasks.base import Task
@@ -107,6 +109,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         TrimmerConfig(**config["trimmers"])
         for section in ("backbone", "task"):
             config[section]["name"]
+        float(config["threshold"])
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"damaged: {error}", where=str(folder / CONFIG)) from error
     return config
@@ -201,18 +204,20 @@ def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log:
     config = read_config(folder)
     section = dict(task_options) if task_options is not None else config["task"]
     form = Form.from_dict(config["form"])
-    task = build_task(section, config["backbone"]["name"], log)
+    with _as_described(folder):
+        task = build_task(section, config["backbone"]["name"], log)
     if task.form_name != form.name:
         raise UserError(
             f"the model is for {form.name}, task {section['name']!r} needs one for {task.form_name}",
             where="task.name",
         )
     task.prepare_labels(folder)
-    as_stored = dataclasses.replace(task.form, num_labels=form.num_labels).with_steps(form.new_tokens)
-    backbone = build_backbone(config["backbone"], as_stored)
+    with _as_described(folder):
+        as_stored = dataclasses.replace(task.form, num_labels=form.num_labels).with_steps(form.new_tokens)
+        backbone = build_backbone(config["backbone"], as_stored)
+        trimmers = trimmers_for(backbone, TrimmerConfig(**config["trimmers"]))
     load_into(backbone, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
-    trimmer_config = TrimmerConfig(**config["trimmers"])
-    model = TrimmedModel(backbone, trimmers_for(backbone, trimmer_config))
+    model = TrimmedModel(backbone, trimmers)
     if model.sites:
         load_trimmers(model, folder)
     model.eval()
@@ -222,6 +227,21 @@ def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log:
             where=str(folder),
         )
     return Bundle(model, task, Processor.load(folder), config)
+
+
+@contextmanager
+def _as_described(folder: Path) -> Iterator[None]:
+    """Errors of building what ``config.json`` says, which somebody may have edited, as its own."""
+    where = str(folder / CONFIG)
+    try:
+        yield
+    except SmartTrimError:
+        raise
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+        raise UserError(f"cannot be used: {some(found)}", where=where) from error
+    except Exception as error:  # of wrong values the parts raise anything, from KeyError to ZeroDivisionError
+        raise UserError(f"cannot be used: {type(error).__name__}: {error}", where=where) from error
 
 
 def build_backbone(section: Mapping[str, Any], form: Form) -> nn.Module:

@@ -102,14 +102,10 @@ def _processor(section: dict[str, Any], start: Start, task: Task) -> Processor:
         assert start.path is not None and start.form is not None
         processor = Processor.load(start.path)
         preprocess = replace(processor.preprocess, size=options.image_size)
-        processor = replace(processor, preprocess=preprocess)
+        processor = replace(processor, preprocess=preprocess, max_text_length=options.max_text_length)
         if options.tokenizer == "train" and start.form.name != task.form_name:
             texts = task.texts(task.split_name("train"))
-            return replace(
-                processor,
-                tokenizer=extend_word_tokenizer(processor.tokenizer, texts),
-                max_text_length=options.max_text_length,
-            )
+            return replace(processor, tokenizer=extend_word_tokenizer(processor.tokenizer, texts))
         return processor
     if options.tokenizer == "train":
         tokenizer: Any = train_word_tokenizer(task.texts(task.split_name("train")))

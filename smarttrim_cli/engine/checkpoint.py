@@ -105,9 +105,23 @@ def _check_warmup(progress: dict[str, Any], trainer: Trainer, path: Path) -> Non
 def _read_progress(file: Path, trainer: Trainer) -> dict[str, Any]:
     progress = read_json(file)
     names = {field.name for field in fields(trainer.progress)} | {"total_steps"}
-    if not isinstance(progress, dict) or set(progress) != names:
+    if not isinstance(progress, dict) or set(progress) != names or not _sound(progress):
         raise UserError("not the state of a checkpoint", where=str(file), hint=_OTHER_CHECKPOINT)
     return progress
+
+
+def _sound(progress: dict[str, Any]) -> bool:
+    """Whether the values are of the kinds that they are written as."""
+    counts = [progress["step"], progress["warmup_step"], progress["total_steps"]]
+    numbers = [
+        progress["seconds"],
+        *(v for v in (progress["best_score"], progress["best_step"]) if v is not None),
+    ]
+    return (
+        all(type(value) is int and value >= 0 for value in counts)
+        and all(isinstance(value, int | float) for value in numbers)
+        and all(isinstance(progress[name], dict) for name in ("sums", "counts"))
+    )
 
 
 def prune_checkpoints(run: Run, limit: int, best_step: int | None) -> None:

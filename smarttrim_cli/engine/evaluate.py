@@ -131,9 +131,8 @@ def _report(bundle: Bundle, results: dict[str, Predictions], split: str) -> dict
     report["trimmed"] = score_summary(task, trimmed)
     report["full"]["gmacs_from"] = report["trimmed"]["gmacs_from"] = "cost model"
     if task.metric in report["full"]:
-        report["trimmed"]["retained"] = report["trimmed"][task.metric] / max(
-            report["full"][task.metric], 1e-12
-        )
+        if report["full"][task.metric] > 0:
+            report["trimmed"]["retained"] = report["trimmed"][task.metric] / report["full"][task.metric]
         report["difference"] = paired(trimmed.records, full.records)
     report["speedup"] = {"macs": sum(trimmed.full_macs) / sum(trimmed.macs)}
     return report

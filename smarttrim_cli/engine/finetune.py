@@ -86,6 +86,8 @@ def finetune(
         if overwrite and checkpoint is None:
             run.clear()
         run.start(stored)
+        if checkpoint is not None:
+            trainer.go_back()
         run.rewind(first, trainer.progress.warmup_step, ended=first == trainer.total_steps)
     trainer.train()
     if accelerator.is_main_process and first < trainer.total_steps:  # else it is the model that was there

@@ -92,6 +92,12 @@ def profile(
     size = 1 if single_instance else batch_size or subject.recipe.evaluate.batch_size
     kept = measured_kept(sparsity_from) if sparsity_from else None
     model, data, run = _subject_model(subject, target, random_weights, kept, num_instances, size, reporter)
+    if kept is not None and run is not None:
+        raise UserError(
+            f"{target} has decisions of its own",
+            where="--sparsity-from",
+            hint="with a recipe of another size and --random-weights they are taken from that run",
+        )
     kernels = make_ready(model, where, host_kernels)
     data = [to_device(batch, where) for batch in data]
     report = _measure(model, data, size == 1, by_layer, where, reporter)
@@ -207,9 +213,13 @@ def _memory(model: TrimmedModel, batch: Batch, mode: str) -> int:
 
 
 def _count(model: TrimmedModel, data: list[Batch], measured: dict[str, Measured], reporter: Reporter) -> None:
+    unpadded = TrimmedModel(model.backbone, {}).eval()
     with reporter.track(len(data), "counting MACs") as tracker:
         for number, batch in enumerate(data, 1):
+            padded = not bool(batch.inputs.get("attention_mask", torch.ones(1)).all())
             for mode, one in measured.items():
-                one.macs.append(measured_macs(model, batch.inputs, mode, batch.instance_ids))
-                one.flops.append(flop_counter_macs(model, batch.inputs, mode, batch.instance_ids))
+                # the full model computes padding, which counts exclude
+                counted = (unpadded, "packed") if padded and mode == "full" else (model, mode)
+                one.macs.append(measured_macs(counted[0], batch.inputs, counted[1], batch.instance_ids))
+                one.flops.append(flop_counter_macs(counted[0], batch.inputs, counted[1], batch.instance_ids))
             tracker.update(number)

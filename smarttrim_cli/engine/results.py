@@ -114,11 +114,21 @@ def read_results(targets: Sequence[str]) -> tuple[list[Result], list[str]]:
             elif not _is_result(content) and path.is_dir() and place != path:
                 remarks.append(f"left out, no result: {place}")
             else:
-                results.append(_result(place, content, name, _stored_scores(place)))
-                results += [_result(place, part, name, {}) for part in _further_splits(content)]
+                results += _results(place, content, name)
     if not results:
         raise UserError("no results there", where=", ".join(targets), hint="smarttrim evaluate RUN")
     return results, remarks
+
+
+def _results(place: Path, content: Mapping[str, Any], name: str | None) -> list[Result]:
+    """The result of a place, and those on further splits inside it."""
+    try:
+        further = [_result(place, part, name, {}) for part in _further_splits(content)]
+        return [_result(place, content, name, _stored_scores(place)), *further]
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # something of another kind inside
+        raise UserError(f"not what evaluate and finetune write ({error})", where=str(place)) from error
 
 
 def _named(target: str) -> tuple[str | None, Path]:

@@ -110,6 +110,10 @@ class Run:
         for name in _RESULTS:
             _remove(self.path / name)
 
+    def forget_best(self) -> None:
+        """Remove the model with the best score."""
+        _remove(self.path / "best")
+
     def recipe(self, overrides: Sequence[str] = ()) -> Recipe:
         """The stored recipe, with overrides."""
         return load_recipe(self.recipe_file, overrides)
@@ -120,14 +124,16 @@ class Run:
             file.write(json.dumps(finite(record)) + "\n")
 
     def history(self) -> Iterator[dict[str, Any]]:
-        """Lines of the metrics; one cut short by a crash is left out."""
+        """Lines of the metrics; one cut short by a crash, and what else is no record, is left out."""
         if not self.metrics.exists():
             return
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
+                record = json.loads(line)
+            except ValueError:
                 continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                yield record
 
     def rewind(self, step: int, warmup_step: int = 0, ended: bool = False) -> None:
         """Drop metrics of what a resumed run does again, and a line cut short by a crash.
@@ -146,6 +152,17 @@ class Run:
                 and not (ended and record["step"] == step and "eval" in record)
             ]
             write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def drop_later_checkpoints(self, step: int, warmup_step: int) -> list[str]:
+        """Remove checkpoints of steps that a resumed run does anew; their names."""
+        last = {"step": step, "warmup": warmup_step}
+        later = []
+        for path in self.checkpoints():
+            phase, _, number = path.name.rpartition("-")
+            if int(number) > last[phase]:
+                _remove(path)
+                later.append(path.name)
+        return later
 
     def summary(self) -> dict[str, Any]:
         """Results so far."""

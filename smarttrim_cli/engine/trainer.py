@@ -137,6 +137,21 @@ class Trainer:
             + ("; nothing is left but its end" if self.progress.step == self.total_steps else "")
         )
 
+    def go_back(self) -> None:
+        """Remove what an earlier, longer training left behind the step that this one goes on from."""
+        progress, metric = self.progress, self.bundle.task.metric
+        later = self.run.drop_later_checkpoints(progress.step, progress.warmup_step)
+        if later:
+            self.reporter.message(f"removed as of later steps than {progress.step}: {', '.join(later)}")
+        scores = [
+            record["eval"].get(metric, -math.inf)
+            for record in self.run.history()
+            if "eval" in record and record["step"] > progress.step
+        ]
+        if later and max(scores, default=-math.inf) > (progress.best_score or -math.inf):
+            self.run.forget_best()
+            progress.best_score = progress.best_step = None
+
     def train(self) -> None:
         """All steps that are still to do; a warm start comes right before the first that trims."""
         if self.writer is not None:
@@ -304,7 +319,7 @@ class Trainer:
         return last if every is None else last or self.progress.step % every == 0
 
     def _log(self) -> dict[str, float]:
-        record = self.progress.take_means()
+        record = self._over_processes(self.progress.take_means())
         target = self.target_at(self.progress.step / self.total_steps)
         if target is not None:
             record |= {f"target/{group}": value for group, value in target.kept.items()}
@@ -315,6 +330,14 @@ class Trainer:
                 for name, value in record.items():
                     self.tracker.add_scalar(name, value, self.progress.step)
         return record
+
+    def _over_processes(self, means: dict[str, float]) -> dict[str, float]:
+        """Means of all processes as one; each has seen batches of its own."""
+        if self.accelerator.num_processes == 1 or not means:
+            return means
+        values = torch.tensor([means[name] for name in sorted(means)], device=self.accelerator.device)
+        reduced = self.accelerator.reduce(values, reduction="mean").tolist()
+        return dict(zip(sorted(means), reduced, strict=True))
 
     def _evaluate_and_save(self) -> None:
         """Evaluation and checkpoint by steps; after the last step ``finish`` does both."""
@@ -377,7 +400,11 @@ class Trainer:
         if self.warmup is not None:
             result["warmup_steps"] = self.warmup.steps
         result["train_seconds"] = round(self.progress.seconds, 1)
-        calibration = self._calibrate()
+        try:
+            calibration = self._calibrate()
+        except Exception:
+            self._keep_training()
+            raise
         if calibration is not None:
             result["calibration"] = vars(calibration)
         self._save(self.run.model)
@@ -386,6 +413,12 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.run.merge_summary(result)
         return result
+
+    def _keep_training(self) -> None:
+        """A checkpoint of the last step, from which the end can be done once what stopped it is mended."""
+        save_checkpoint(self)
+        where = self.run.path / "checkpoints" / f"step-{self.progress.step}"
+        self.reporter.warn(f"what was trained is in {where}; --resume auto goes on from there")
 
     def _calibrate(self) -> Calibration | None:
         pruning = self.recipe.pruning

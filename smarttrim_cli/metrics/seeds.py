@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from smarttrim_cli.metrics.stats import mean_with_error
+from smarttrim_cli.metrics.stats import Estimate, mean_with_error
 
 _ROUNDING = 1e-12
 _ANGLES = 20_001
@@ -102,14 +102,26 @@ def unmatched(
         ValueError: One of them has no scores.
     """
     one, two = mean_with_error(first_S), mean_with_error(second_T)
-    degrees = _degrees([(one.standard_error, one.count - 1), (two.standard_error, two.count - 1)])
     return combined(
         one.mean - two.mean,
-        (math.hypot(one.standard_error, two.standard_error), degrees),
+        _error_of_seeds(one, two),
         (math.hypot(first_error, second_error), math.inf),
         min(one.count, two.count),
         paired=False,
     )
+
+
+def _error_of_seeds(one: Estimate, two: Estimate) -> tuple[float, float]:
+    """Standard error that seeds give a difference, and its degrees of freedom.
+
+    Of a single seed the spread is unknown; it is taken to be that of the other side.
+    """
+    few, several = sorted((one, two), key=lambda mean: mean.count)
+    if few.count == 1 < several.count:
+        spread = several.standard_error * math.sqrt(several.count)
+        return spread * math.sqrt(1 / several.count + 1), several.count - 1
+    degrees = _degrees([(one.standard_error, one.count - 1), (two.standard_error, two.count - 1)])
+    return math.hypot(one.standard_error, two.standard_error), degrees
 
 
 def combined(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.pruning.model import TrimmedModel
 
@@ -58,7 +59,15 @@ def calibrate(
             the one below is taken where the measured speed-up jumps over the target (tokens with one score
             go together) and only that side is good enough.
         rounds: At most so many measurements after the bracket is found.
+
+    Raises:
+        UserError: There are no instances.
     """
+    if not batches:
+        raise UserError(
+            "no instance of the calibration split can be used: their images are broken",
+            where="pruning.calibrate.split",
+        )
     low, high = -1.0, 1.0
     while low > -64 and _at(model, batches, low) > target:
         low *= 2

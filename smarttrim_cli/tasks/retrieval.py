@@ -275,7 +275,8 @@ class RetrievalTask(DataTask):
         refuse_unknown(records, by_id, split)
         for record in records:
             ranks, captions = record["prediction"], by_id[record["id"]].captions
-            if not isinstance(ranks, list) or len(ranks) != 1 + len(captions):
+            good = isinstance(ranks, list) and all(rank is None or _is_rank(rank) for rank in ranks)
+            if not good or len(ranks) != 1 + len(captions):
                 raise UserError(
                     f"the prediction for id {record['id']} is {ranks!r}, not the rank of the best text and "
                     f"{len(captions)} ranks of the image"
@@ -349,6 +350,10 @@ class ContrastiveRetrievalTask(RetrievalTask):
             {**record, "scored_pairs": cost["pairs"], **{name: cost[name] for name in _STAGES}}
             for record, cost in zip(records, costs, strict=True)
         ]
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 1
 
 
 def build(options: Options, log: Callable[[str], None], style: str) -> RetrievalTask:

@@ -62,5 +62,6 @@ class GlobalHeadTrimmer(Trimmer):
 
 def build(options: Options, site: SiteInfo) -> GlobalHeadTrimmer:
     """A trimmer for one head site."""
-    guide = site.guide_width if site.name.endswith("cross_head") else 0
+    kind = site.name.rpartition(".")[2]  # the second cross-attention to a pair of images is cross_head1
+    guide = site.guide_width if kind.startswith("cross_head") else 0
     return GlobalHeadTrimmer(site.width, guide, options.hidden_dim, site.heads)

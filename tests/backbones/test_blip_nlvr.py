@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from smarttrim_cli.backbones import blip
 from smarttrim_cli.backbones._blip_encoders import encode_image
 from smarttrim_cli.forms import Form
+from tests import tiny
 from tests.tiny import enliven
 
 ENC, SEP = 51, 3
@@ -103,6 +104,20 @@ def test_equals_the_plain_reference(form: str, images: int, labels: int) -> None
     assert logits.shape == (3, labels)
     expected = reference(model, inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"])
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+def test_heads_of_both_cross_attentions_are_guided() -> None:
+    """Eq. 7: own CLS and that of the other modality, for the attention to each image."""
+    (variant,) = [v for v in tiny.one_per_form() if (v.backbone, v.form) == ("blip", "nlvr2")]
+    model = tiny.attach(variant.build(), "cross_modal", "global_head")
+    inputs = {
+        name: trimmer.cls_mlp().first.in_features
+        for name, trimmer in model.sites.items()
+        if name.rpartition(".")[2] in ("cross_head", "cross_head1")
+    }
+    assert {name.rpartition(".")[2] for name in inputs} == {"cross_head", "cross_head1"}
+    (own,) = {model.sites["text.0.self_head"].cls_mlp().first.in_features}
+    assert len(set(inputs.values())) == 1 and min(inputs.values()) > own
 
 
 def test_the_order_of_the_images_matters() -> None:

@@ -188,6 +188,16 @@ def test_sine_cosine_positions_are_of_rows_and_columns() -> None:
         ({"text": text("no_such_type")}, "backbone.text", "no_such_type"),
         ({"text": text("gpt2")}, "backbone.text", "gpt2"),
         ({"text": text("albert")}, "backbone.text", "albert"),
+        (
+            {"text": text("roberta", num_hidden_layer=2)},
+            "backbone.text.config",
+            "mean num_hidden_layers",
+        ),
+        ({"text": text("roberta", hidden_size="x")}, "backbone.text", "cannot build"),
+        ({"text": text("roberta", num_attention_heads=0)}, "backbone.text", "cannot build"),
+        ({"text": text("roberta", hidden_act="foo")}, "backbone.text", "cannot build"),
+        ({"vision": vision(patch_size=0)}, "backbone.vision", "timm cannot build"),
+        ({"vision": vision(num_heads=0)}, "backbone.vision", "timm cannot build"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

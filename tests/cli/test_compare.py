@@ -78,6 +78,24 @@ def test_requirements(folder: str) -> None:
     assert "it is 0.95" in failed.stderr
 
 
+@pytest.mark.parametrize("form", ["text", "markdown", "csv"])
+def test_a_score_of_nothing_is_a_score(folder: str, form: str) -> None:
+    for file in Path(folder).glob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content["trimmed"]["accuracy"] = 0.0
+        file.write_text(json.dumps(content), encoding="utf-8")
+    said = run(folder, "--format", form).stdout
+    assert ("0.0%" in said) == (form != "csv")
+
+
+def test_what_is_of_another_kind_deeper_inside(folder: str) -> None:
+    file = next(Path(folder).glob("*.json"))
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["full"]["accuracy"] = "good"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert f"error: {file}: not what evaluate and finetune write" in run(folder, code=2).stderr
+
+
 def test_mistakes(folder: str, tmp_path: Path) -> None:
     assert "no such run directory" in run(str(tmp_path / "none"), code=2).stderr
     assert "contradict" in run(folder, "--json", "--format", "csv", code=2).stderr

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,7 @@ def exported(settings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("export")
     shutil.copytree(trained_run(tmp_path_factory), folder / "run")
+    (folder / "run/summary.json").unlink()  # where other tests may have left a profile
     evaluate(str(folder / "run"))
     result = export(str(folder / "run"), out=folder / "exported")
     assert result["largest_difference"] == 0.0
@@ -106,6 +108,9 @@ def test_what_cannot_be_predicted_is_refused(exported: Path) -> None:
     for call, message in (
         (lambda: model.predict(picture), "a text is empty"),
         (lambda: model.predict_batch([], []), "no texts"),
+        (lambda: model.predict_batch([picture] * 3, "abc"), "a list of texts is needed"),
+        (lambda: model.predict(picture, "is it \ud800?"), "half of a character"),
+        (lambda: model.predict(Image.new("RGB", (0, 4)), "is it?"), "an image of 0 x 4 pixels"),
         (lambda: model.predict(picture, None), "NoneType given"),  # type: ignore[arg-type]
         (lambda: model.predict(3, "is it?"), "int given"),  # type: ignore[arg-type]
         (lambda: smarttrim_cli.load(exported / "exported", device="bla"), "device 'bla' is not available"),
@@ -181,6 +186,10 @@ def test_trimmers_alone_attach_to_a_host_loaded_by_other_means(exported: Path) -
     assert torch.equal(other(inputs, "packed").output, bundle.model(inputs, "packed").output)
 
 
+METER = {"name": "meter"}
+NONE = {"groups": [], "token": None, "head": None}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -192,6 +201,14 @@ def test_trimmers_alone_attach_to_a_host_loaded_by_other_means(exported: Path) -
         (lambda f: (f / "model.safetensors").write_text("hello"), "model.safetensors: the weights cannot"),
         (lambda f: (f / "trimmers.safetensors").unlink(), "trimmers.safetensors: the weights are missing"),
         (lambda f: (f / "preprocessing.json").write_text("{}"), "not a preprocessing file"),
+        (lambda f: changed(f / "config.json", "threshold", None), "config.json: damaged"),
+        (lambda f: changed(f / "config.json", "backbone", {**METER, "num_cross_layer": 2}), "cannot be used"),
+        (lambda f: changed(f / "config.json", "trimmers", {**NONE, "groups": 3}), "cannot be used"),
+        (lambda f: changed(f / "preprocessing.json", "size", -1), "not a preprocessing file"),
+        (lambda f: changed(f / "preprocessing.json", "mode", "x"), "not a preprocessing file"),
+        (lambda f: changed(f / "preprocessing.json", "mean", []), "not a preprocessing file"),
+        (lambda f: changed(f / "preprocessing.json", "max_text_length", "x"), "not a preprocessing file"),
+        (lambda f: (f / "tokenizer.json").write_text("[1,2]"), "cannot load the tokenizer"),
         (lambda f: (f / "preprocessing.json").unlink(), "preprocessing.json: no such file"),
         (lambda f: (f / "tokenizer.json").unlink(), "cannot load the tokenizer"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "cannot load the tokenizer"),
@@ -205,6 +222,11 @@ def test_damaged_folder_names_the_file(exported: Path, tmp_path: Path, damage, m
     with pytest.raises(UserError, match=message) as caught:
         smarttrim_cli.load(tmp_path / "m")
     assert str(tmp_path / "m") in str(caught.value)
+
+
+def changed(file: Path, key: str, value: Any) -> None:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**content, key: value}), encoding="utf-8")
 
 
 def test_other_architecture(exported: Path, tmp_path: Path) -> None:

@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from smarttrim_cli.engine.breakdown import PARTS as PARTS_OF_WORK
-from smarttrim_cli.engine.profile import profile
-from smarttrim_cli.engine.profile_report import explanation
+from smarttrim_cli.engine.profile import _count, profile
+from smarttrim_cli.engine.profile_report import Measured, explanation
+from smarttrim_cli.engine.report import SilentReporter
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.cost import instance_macs
+from smarttrim_cli.tasks.base import Batch
+from tests import tiny
 from tests.engine.tiny_run import recipe_file, tree
 
 PARTS = {"text_encoder", "vision_encoder", "cross_modal", "head"}
@@ -72,6 +77,9 @@ def test_random_weights_at_the_sparsity_of_a_run(trained: Path, tmp_path: Path) 
         profile(str(recipe_file(tmp_path)), random_weights=True, sparsity_from=str(run.path))
     assert f"smarttrim evaluate {run.path}" in str(caught.value)
     run.merge_summary({"trimmed": {"kept": {"token.vision": 0.25, "head.text": 0.5, "token.text": 1.0}}})
+    with pytest.raises(UserError, match="has decisions of its own"):
+        profile(str(trained), single_instance=True, sparsity_from=str(run.path))
+    assert "at_full_size" not in run.summary()
     report = profile(
         str(recipe_file(tmp_path)),
         random_weights=True,
@@ -142,6 +150,21 @@ def test_three_ways_of_counting(trained: Path) -> None:
     # norms, which the flop counter does not see, are a part of a model as narrow as this one
     assert 0.9 * full["torchprofile"] < full["flop_counter"] < full["torchprofile"]
     assert "macs_counts" not in profile(str(trained), num_instances=4, batch_size=2, device="cpu")
+
+
+@pytest.mark.parametrize("backbone", ["meter", "blip"])
+def test_padding_counts_in_neither_model(backbone: str) -> None:
+    """Texts of an image are padded to the longest (retrieval); packed forwards skip that."""
+    (variant,) = [v for v in tiny.one_per_form() if (v.backbone, v.form) == (backbone, "retrieval")]
+    model = tiny.attach(variant.build(), "cross_modal", "global_head")
+    inputs = tiny.ragged_inputs(model.backbone)
+    assert not inputs["attention_mask"].all()
+    ids = torch.arange(len(inputs["pixel_values"]))
+    measured = {mode: Measured() for mode in ("full", "packed")}
+    _count(model, [Batch(inputs, ids, {}, [])], measured, SilentReporter())
+    trimmed_B, full_B = instance_macs(model, model(inputs, "packed", instance_ids=ids).decisions)
+    assert measured["full"].macs == pytest.approx([float(full_B.sum())], rel=5e-3)
+    assert measured["packed"].macs == pytest.approx([float(trimmed_B.sum())], rel=5e-3)
 
 
 def test_layer_by_layer(trained: Path) -> None:

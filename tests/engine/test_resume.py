@@ -216,6 +216,37 @@ def test_run_that_has_ended_does_its_end_again_and_logs_it_once(tmp_path: Path) 
     assert metrics(tmp_path / "run") == before
 
 
+def test_going_back_removes_what_was_behind(
+    uninterrupted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later checkpoints of the way that was left are neither kept in place of new ones nor gone on from."""
+    case = "dropout and Gumbel noise"
+    recipe = tiny_recipe(tmp_path, *STEPS, *CASES[case], "train.save_total_limit=2")
+    finetune(recipe)
+    checkpoints = tmp_path / "run/checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-6", "step-8"]
+    shutil.copytree(uninterrupted[case] / "checkpoints/step-3", checkpoints / "step-3")
+    interrupted(monkeypatch, recipe, after=7, resume=str(checkpoints / "step-3"))
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-3", "step-6"]
+    finetune(recipe, resume="auto")
+    assert metrics(tmp_path / "run") == metrics(uninterrupted[case])
+
+
+def test_what_was_trained_outlives_a_calibration_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(trainer: Trainer) -> None:
+        raise UserError("the image is damaged")
+
+    recipe = tiny_recipe(tmp_path, "train.max_steps=2", "evaluate.max_instances=8")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="the image is damaged"):
+        patch.setattr(Trainer, "_calibrate", broken)
+        finetune(recipe)
+    assert not (tmp_path / "run/model").exists()
+    summary = finetune(recipe, resume="auto")
+    assert summary["steps"] == 2 and (tmp_path / "run/model/config.json").exists()
+
+
 def test_results_of_a_model_do_not_outlive_it(stopped: Path) -> None:
     """Going on from an earlier checkpoint makes another model: what was measured of the last one goes."""
     run = stopped / "run"
@@ -276,6 +307,21 @@ def test_state_with_wrong_content(stopped: Path) -> None:
     folder = stopped / "run/checkpoints/step-3"
     (folder / "state.json").write_text(json.dumps({"step": 3}), encoding="utf-8")
     assert refused(stopped).where == str(folder / "state.json")
+
+
+@pytest.mark.parametrize("change", [{"step": None}, {"step": -1}, {"sums": []}, {"best_score": "x"}])
+def test_state_with_values_of_another_kind(stopped: Path, change: dict[str, Any]) -> None:
+    file = stopped / "run/checkpoints/step-3/state.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**state, **change}), encoding="utf-8")
+    assert refused(stopped).where == str(file)
+
+
+def test_lines_of_the_log_that_are_no_records(stopped: Path) -> None:
+    with (stopped / "run/metrics.jsonl").open("ab") as file:
+        file.write(b'{}\n[]\n3\n{"step": "x"}\n\xff\n')
+    finetune(tiny_recipe(stopped, *STEPS), resume="auto")
+    assert all("step" in row for row in metrics(stopped / "run"))
 
 
 def test_state_of_other_optimizer(stopped: Path) -> None:

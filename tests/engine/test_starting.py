@@ -74,6 +74,17 @@ def test_a_hugging_face_folder(tmp_path: Path) -> None:
         build(tiny_recipe(tmp_path, start, "backbone.image_text_hidden_size=7"), quiet)
 
 
+def test_length_of_texts_is_the_recipes(tmp_path: Path) -> None:
+    folder = tmp_path / "first"
+    folder.mkdir()
+    save_model(folder, build(tiny_recipe(tmp_path), quiet))
+    for asked, length in (("", 20), (", max_text_length: 6", 6)):
+        second = build(
+            tiny_recipe(tmp_path, f"backbone={{name: meter, checkpoint: '{folder}'{asked}}}"), quiet
+        )
+        assert second.processor.max_text_length == second.config["backbone"]["max_text_length"] == length
+
+
 @pytest.mark.parametrize("backbone", ["meter", "blip"])
 def test_another_tasks_model_brings_all_but_its_head(backbone: str, tmp_path: Path) -> None:
     section = [] if backbone == "meter" else [f"backbone={{{BLIP}}}"]

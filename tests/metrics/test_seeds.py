@@ -48,6 +48,15 @@ def test_other_seeds() -> None:
     assert (found.over_instances, found.paired) == (pytest.approx(0.05), False)
 
 
+def test_a_single_seed_varies_as_those_of_the_other_side() -> None:
+    """Its spread is unknown, not nothing."""
+    for first, second in (([0.5, 0.9, 0.7], [0.6]), ([0.6], [0.5, 0.9, 0.7])):
+        found = unmatched(first, second, 0.01, 0.01)
+        assert found.over_seeds == pytest.approx(0.2 * math.sqrt(1 / 3 + 1))
+        assert found.p_value > 0.5
+    assert math.isnan(unmatched([0.5], [0.6], 0.01, 0.01).over_seeds)
+
+
 @pytest.mark.parametrize(
     ("t", "degrees", "p"),
     [

@@ -281,6 +281,9 @@ def test_rescoring_takes_stored_ranks(tmp_path: Path) -> None:
     assert summary["mean_recall"] == task.summarize(records)["mean_recall"] and "scored_pairs" not in summary
     with pytest.raises(UserError, match="for id green is .*, not the rank of the best text and 1 ranks"):
         task.rescore([{"id": "green", "prediction": [1, 2, 3]}], "test")
+    for rank in ("a", -3, [1]):
+        with pytest.raises(UserError, match="not the rank of the best text"):
+            task.rescore([{"id": "green", "prediction": [1, rank]}], "test")
     with pytest.raises(UserError, match="such as id x"):
         task.rescore([{"id": "x", "prediction": [1, 1]}], "test")
 
