@@ -402,7 +402,7 @@ class Trainer:
         result["train_seconds"] = round(self.progress.seconds, 1)
         try:
             calibration = self._calibrate()
-        except Exception:
+        except (Exception, KeyboardInterrupt):
             self._keep_training()
             raise
         if calibration is not None:
