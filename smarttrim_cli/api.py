@@ -81,18 +81,21 @@ class TrimmedVlm:
 
     @torch.inference_mode()
     def predict_batch(
-        self, images: Sequence[Picture], texts: Sequence[str], *, full: bool = False
+        self, images: Sequence[Picture], texts: Sequence[str] | None = None, *, full: bool = False
     ) -> list[Prediction]:
         """Answer one question per image; the decisions of an instance do not depend on its batch-mates.
 
         Args:
             images: Files or PIL images; where an instance takes two, one instance after the other.
-            texts: One per instance.
+            texts: One per instance; None for captioning, which takes none.
             full: Run the untrimmed model.
 
         Raises:
             UserError: An image cannot be read, there are not as many as the texts need, or a text is missing.
         """
+        if texts is None and self.bundle.task.form.name == _WITHOUT_TEXT:
+            texts = [""] * len(images)
+        texts = texts or []
         self._refuse(images, texts)
         opened = [_open(image) for image in images]
         inputs = self.bundle.task.inputs(opened, texts, self.bundle.processor)

@@ -82,6 +82,8 @@ class Form:
         prompt_tokens: Tokens that a generated text starts with.
         new_tokens: Mean number of decoding steps, where the model generates: for predictions without data.
         decoding: How it decodes; None where it does not.
+        candidate_tokens: Tokens that the decoder reads of every candidate, where answers are ranked; 0 if
+            that is not known (predictions without data), and costs are those of writing, as published.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Form:
     prompt_tokens: int = 1
     new_tokens: float = 0
     decoding: Decoding | None = None
+    candidate_tokens: int = 0
 
     def steps_of(self, index: int) -> int:
         """Decoding steps of the ``index``-th of a row of instances whose mean is ``new_tokens``."""

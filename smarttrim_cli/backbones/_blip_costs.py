@@ -205,16 +205,22 @@ def text_feature_macs(model: Any, tokens: Number) -> Number:
 
 
 def token_counts(model: Any, text_tokens: int) -> dict[str, float]:
-    """What the streams of an instance start with; of a decoder, its work for ``form.new_tokens`` steps.
+    """What the streams of an instance start with; of a decoder, its work.
 
-    All beams run from the prompt on, as in the official code.
+    Where candidates are ranked, that is one token, and then all of every candidate that is left by it; else
+    ``form.new_tokens`` steps, of which all beams run from the prompt on, as in the official code.
     """
     counts: dict[str, float] = {"vision": model.vision_model.embeddings.num_patches + 1}
     if hasattr(model, "text_encoder"):
         counts["text"] = text_tokens
     if _guided_by_text(model) and model.options.guidance == "text_encoder":
         counts["guidance"] = text_tokens
-    if hasattr(model, "text_decoder"):
+    if hasattr(model, "text_decoder") and model.decoding.rank and model.form.candidate_tokens:
+        rows, tokens = model.decoding.num_candidates, model.form.candidate_tokens
+        counts["decoder"] = 1 + rows * tokens
+        counts["decoder.pairs"] = 1 + rows * tokens * tokens
+        counts["decoder.row_calls"] = 1 + rows
+    elif hasattr(model, "text_decoder"):
         prompt, beams, steps = (
             model.form.prompt_tokens,
             model.decoding.num_beams,

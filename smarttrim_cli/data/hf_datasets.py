@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from smarttrim_cli.data.entries import KEYS, Entry, gathered, images_per_sample, to_sample
 from smarttrim_cli.data.files import read_json, shown
 from smarttrim_cli.data.samples import EmbeddedImage, ImageSource, Sample
-from smarttrim_cli.data.splits import Log, file_names, joins_splits, unknown_split
+from smarttrim_cli.data.splits import Log, file_names, joins_splits, unknown_split, unlabelled
 from smarttrim_cli.errors import UserError
 
 TASKS = tuple(KEYS)
@@ -80,10 +80,18 @@ def read(options: Options, task: str, split: str, *, labelled: bool, log: Log = 
     columns = _image_columns(table, options, task, place)
     images = _images(table, columns, images_per_sample(task), folder, place)
     values = _rows(table, _value_columns(table, options, task, place, labelled))
-    samples = [
-        to_sample(task, Entry(entry, found, f"{split}:{row}", f"{place}, row {row}", split, labelled))
-        for row, (entry, found) in enumerate(zip(values, images, strict=True))
-    ]
+    samples, unlabelled_rows = [], 0
+    classes = getattr(table.features.get(str(options.columns.get("label", "label"))), "names", None)
+    for row, (entry, found) in enumerate(zip(values, images, strict=True)):
+        if labelled and classes and entry.get("label") is None:
+            unlabelled_rows += 1
+            continue
+        at = Entry(entry, found, f"{split}:{row}", f"{place}, row {row}", split, labelled)
+        samples.append(to_sample(task, at))
+    if unlabelled_rows and not samples:
+        raise unlabelled(split, "samples", "label", place)
+    if unlabelled_rows:
+        log(f"{place}: {unlabelled_rows} rows without a label (-1) are left out")
     return gathered(samples, place, log)
 
 

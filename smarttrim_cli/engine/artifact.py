@@ -213,7 +213,9 @@ def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log:
         )
     task.prepare_labels(folder)
     with _as_described(folder):
-        as_stored = dataclasses.replace(task.form, num_labels=form.num_labels).with_steps(form.new_tokens)
+        as_stored = dataclasses.replace(
+            task.form, num_labels=form.num_labels, candidate_tokens=form.candidate_tokens
+        ).with_steps(form.new_tokens)
         backbone = build_backbone(config["backbone"], as_stored)
         trimmers = trimmers_for(backbone, TrimmerConfig(**config["trimmers"]))
     load_into(backbone, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))

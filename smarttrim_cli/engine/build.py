@@ -185,7 +185,9 @@ def mean_text_tokens(bundle: Bundle) -> float:
 
 
 def _with_length_of_texts(task: Task, processor: Processor) -> Form:
-    """A task's form; where captions are written, in as many steps as those of the training data and one more.
+    """A task's form with what its decoder reads: of candidates that are ranked all tokens.
+
+    Captions are written in as many steps as those of the training data have tokens, and one more.
 
     A caption takes a step per token and one for its end; other beams go on for a while after the first one
     that has ended.
@@ -193,7 +195,9 @@ def _with_length_of_texts(task: Task, processor: Processor) -> Form:
     written = getattr(task, "written", None)
     texts = written(task.split_name("train")) if written else []
     if not texts:
-        return task.form
+        candidate_tokens = getattr(task, "candidate_tokens", None)
+        count = candidate_tokens(processor) if candidate_tokens else 0
+        return replace(task.form, candidate_tokens=count)
     steps = _mean_length(texts, processor)  # the start token is none, for the one more
     return task.form.with_steps(round(steps, 1))
 

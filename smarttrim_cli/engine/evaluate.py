@@ -143,7 +143,10 @@ def _warn(report: dict[str, Any], results: dict[str, Predictions], reporter: Rep
     if skipped:
         report["skipped"] = skipped
         reporter.warn(f"{skipped} instances were skipped because of broken images")
-    warning = collapse_warning(results["packed"].records) if "packed" in results else None
+    warning = None
+    if "packed" in results:  # of a full model that answers so, too, trimming is not the cause
+        full = collapse_warning(results["full"].records, trimmed=False)
+        warning = full or collapse_warning(results["packed"].records)
     if warning:
         report["warning"] = warning
         reporter.warn(warning)

@@ -30,7 +30,7 @@ from smarttrim_cli.pruning.sites import TOKEN, LayerSpec, Site
 SIDES = {"full": "full", "packed": "trimmed"}
 """Mode to its name in reports."""
 
-_EVALUATED = ("gmacs", "gmacs_from", "gmacs_by_part", "kept")
+_EVALUATED = ("gmacs", "gmacs_from", "gmacs_by_part", "gmacs_as_published", "kept")
 _WORTH_SAYING = 0.005
 
 
@@ -206,7 +206,7 @@ def _mean(batches: Sequence[Any]) -> float:
 
 def for_summary(report: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
     """What goes into the run's summary; an evaluation there keeps the word on MACs and kept fractions."""
-    evaluated = "split" in summary
+    evaluated = "split" in summary and "trimmed" in summary  # without trimmers an evaluation counts nothing
     named = ("instances", "batch_size", "distribution", "environment")
     sides: dict[str, Any] = {"profile": {key: report[key] for key in named if key in report}}
     for name in ("full", "trimmed"):

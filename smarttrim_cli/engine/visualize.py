@@ -37,6 +37,7 @@ from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import Run, find_subject, require_model, warn_of_unused
 from smarttrim_cli.engine.similarity import as_json, measure
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.forms import Form
 from smarttrim_cli.tasks._data import stable_hash
 
 _MOST_SURVEYED, _PAIR_IMAGES = 400, 24
@@ -93,6 +94,7 @@ def visualize(
     album = Album(Path(out) if out is not None else run.figures, f"What {run.path.name} keeps")
     with style():
         if image is not None:
+            _refuse_without_questions(bundle.task.form)
             return _own_image(album, bundle, picture, Path(image), questions)
         settings = subject.recipe.evaluate
         most = min(settings.max_instances or _MOST_SURVEYED, _MOST_SURVEYED)
@@ -252,6 +254,16 @@ def _own_image(
     path = draw_questions(album.folder / f"{name}.png", drawn)
     album.add(path, "One image, several questions", " / ".join(questions))
     return album.write(f"{name}.html")
+
+
+def _refuse_without_questions(form: Form) -> None:
+    if form.images > 1 or form.name == "captioning":
+        takes = f"{form.images} pictures" if form.images > 1 else "no question"
+        raise UserError(
+            f"a model for {form.name} takes {takes}",
+            where="--image",
+            hint="it is for tasks with a text about one picture; without it, instances of the data are drawn",
+        )
 
 
 def _open(file: Path) -> Any:

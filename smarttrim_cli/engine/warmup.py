@@ -81,7 +81,8 @@ def _check(model: TrimmedModel) -> None:
             raise UserError(
                 f"{type(trimmer).__name__} has no scores that could learn from saliency",
                 where=WHERE,
-                hint="pruning.token_trimmer: cross_modal or local; or strategy.guidance_warmup.enabled=false",
+                hint="pruning.token_trimmer: cross_modal or local (one of your own needs shift_scores); or "
+                "both strategy.guidance_warmup.enabled=false and pruning.straight_through=true",
             )
 
 

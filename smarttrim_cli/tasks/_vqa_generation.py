@@ -44,6 +44,10 @@ class GenerativeVqa(AnswerTask):
         """Whether answers are chosen from the vocabulary, not written."""
         return bool(self.options.inference == "rank")
 
+    def candidate_tokens(self, processor: Processor) -> int:
+        """Tokens that the decoder reads of each candidate: those of the longest but its end; 0 if none is."""
+        return self._ranked(processor)["candidate_ids"].shape[1] - 1 if self.ranks else 0
+
     def texts(self, split: str) -> list[str]:
         """Questions and all answers: the tokenizer has to know both."""
         given = {answer for sample in self.samples(split) for answer in sample.answers or ()}

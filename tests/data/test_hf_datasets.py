@@ -180,6 +180,10 @@ def test_pairs_in_two_columns_with_classes_by_name(tmp_path: Path) -> None:
     found = read(options, "nlvr2", "train", labelled=False)
     assert [sample.label for sample in found] == [True, False, None]  # type: ignore[union-attr]
     assert [[grey(image) for image in sample.images] for sample in found] == [[10, 30], [20, 20], [30, 10]]
+    said: list[str] = []
+    found = read(options, "nlvr2", "train", labelled=True, log=said.append)
+    assert [sample.label for sample in found] == [True, False]  # type: ignore[union-attr]
+    assert said[0].endswith("1 rows without a label (-1) are left out")
 
 
 def test_pairs_in_a_list(tmp_path: Path) -> None:

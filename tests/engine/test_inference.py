@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from smarttrim_cli.engine.build import build
+from smarttrim_cli.engine.build import build, plan_for
 from smarttrim_cli.engine.inference import batches, predict, summed
 from smarttrim_cli.engine.report import SilentReporter
 from smarttrim_cli.engine.scores import score_summary
 from smarttrim_cli.pruning.cost import instance_macs
+from tests.engine.test_starting import BLIP
 from tests.engine.tiny_run import tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("settings")
@@ -44,3 +45,17 @@ def test_an_image_costs_what_all_its_blocks_do(tmp_path: Path) -> None:
     assert summary["gmacs"] == pytest.approx(sum(result.macs) / 4 / 1e9)
     assert summary["scored_pairs"] == 4 * 20
     assert summary["gmacs_per_pair"] == pytest.approx(sum(result.macs) / 80 / 1e9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("candidates", [3, 128])
+def test_ranked_answers_are_planned_as_they_are_ranked(tmp_path: Path, candidates: int) -> None:
+    """Not as written ones, whose cost knows nothing of how many candidates there are."""
+    section = f"backbone={{{BLIP}}}"
+    recipe = tiny_recipe(tmp_path, section, f"task.num_candidates={candidates}")
+    bundle = build(recipe, lambda text: None)
+    planned = sum(plan_for(recipe, bundle).full_macs.values())
+    result = predict(bundle, batches(bundle, "test", 10), ("packed",), SilentReporter(), "")["packed"]
+    assert planned == pytest.approx(sum(result.full_macs) / len(result.full_macs), rel=0.02)
+    written = build(tiny_recipe(tmp_path, section, "task.inference=generate"), lambda text: None)
+    assert written.model.backbone.form.candidate_tokens == 0

@@ -9,7 +9,7 @@ import torch
 
 from smarttrim_cli.engine.breakdown import PARTS as PARTS_OF_WORK
 from smarttrim_cli.engine.profile import _count, profile
-from smarttrim_cli.engine.profile_report import Measured, explanation
+from smarttrim_cli.engine.profile_report import Measured, explanation, for_summary
 from smarttrim_cli.engine.report import SilentReporter
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.errors import UserError
@@ -210,6 +210,15 @@ def test_explanation() -> None:
     said += "gathers take 2.0%, attention 3.00x less, projections 2.00x less, MLPs 1.62x less, "
     said += "the rest 2.00x more"
     assert explanation(speedup, {"full": full, "trimmed": trimmed}) == said
+
+
+def test_what_an_evaluation_counted_stays() -> None:
+    side = {"gmacs": 2.0, "gmacs_as_published": 3.0, "kept": {}, "latency_ms": {"p50": 1.0}}
+    report = {"full": side, "trimmed": side, "instances": 1}
+    evaluated = {"split": "test", "full": {"gmacs": 1.0}, "trimmed": {"gmacs": 1.0}}
+    assert set(for_summary(report, evaluated)["full"]) == {"latency_ms", "gmacs_torchprofile"}
+    untrimmed = for_summary({"full": side, "instances": 1}, {"split": "test", "full": {"accuracy": 1.0}})
+    assert untrimmed["full"]["gmacs"] == 2.0
 
 
 def test_a_model_without_trimmers(trained: Path, tmp_path: Path) -> None:
