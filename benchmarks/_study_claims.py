@@ -11,12 +11,13 @@ _ORDINARY, _DENSE = "meter_vqa", "meter_vqa_dense"
 _LONG, _PAPER_LONG = "ours_long", "smarttrim_long"
 _WORDS, _WORDS_LONG = "ours_words", "ours_words_long"
 _HEADS, _ALL = "ours_heads", "ours_all"
-_STEADY, _WHOLE = "steady", "steady_no_curriculum"
+_STEADY, _WHOLE, _WHOLE_LONG = "steady", "steady_no_curriculum", "steady_no_curriculum_long"
 _RETAINED = {
     (_ORDINARY, PAPER): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
     (_ORDINARY, _PAPER_LONG): {2.0: 0.98, 3.0: 0.95},
     (_ORDINARY, _STEADY): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
     (_ORDINARY, _WHOLE): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
+    (_ORDINARY, _WHOLE_LONG): {1.5: 0.99, 2.0: 0.98},
     (_ORDINARY, OURS): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
     (_ORDINARY, _WORDS): {2.0: 0.98, 3.0: 0.95},
     (_ORDINARY, _HEADS): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
@@ -31,6 +32,7 @@ _NAMES = {
     _PAPER_LONG: "SmartTrim with twice the steps",
     _STEADY: "SmartTrim with whole noise",
     _WHOLE: "SmartTrim with whole noise and no curriculum",
+    _WHOLE_LONG: "SmartTrim with whole noise, no curriculum and twice the steps",
     OURS: "ours",
     _WORDS: "ours, words too",
     _HEADS: "ours, heads too",
