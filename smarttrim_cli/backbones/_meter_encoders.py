@@ -34,9 +34,7 @@ def build_vision(options: Options) -> VisionTransformer | SwinTransformer:
         args["window_size"] = max(options.image_size // SWIN_STRIDE, 1)
     try:
         vit = timm.create_model(section.model, pretrained=False, **{**args, **section.args})
-    except (
-        Exception
-    ) as error:  # of a wrong size timm and torch raise anything, from KeyError to ZeroDivisionError
+    except Exception as error:  # of a wrong size timm and torch raise anything, such as ZeroDivisionError
         raise UserError(f"timm cannot build {section.model!r}: {error}", where="backbone.vision") from error
     if not (_is_plain_vit(vit) or type(vit) is SwinTransformer):
         raise UserError(
@@ -86,8 +84,7 @@ def text_config(section: TextOptions) -> Any:
         UserError: There is no such model type, or it has no such setting.
     """
     try:
-        known = AutoConfig.for_model(section.model_type)
-        _refuse_unknown(section, {*known.to_dict(), *known.attribute_map})
+        _refuse_unknown(section, AutoConfig.for_model(section.model_type))
         return AutoConfig.for_model(section.model_type, **section.config)
     except UserError:
         raise
@@ -95,11 +92,11 @@ def text_config(section: TextOptions) -> Any:
         raise _cannot_build(section, error) from error
 
 
-def _refuse_unknown(section: TextOptions, known: set[str]) -> None:
+def _refuse_unknown(section: TextOptions, defaults: Any) -> None:
     """Transformers keeps whatever a configuration is given; a misspelled key would change nothing."""
     for key in section.config:
-        if key not in known:
-            nearest = registry.did_you_mean(key, known)
+        if not hasattr(defaults, key):
+            nearest = registry.did_you_mean(key, defaults.to_dict())
             question = f"; did you mean {nearest}?" if nearest else ""
             raise UserError(
                 f"{section.model_type!r} has no setting {key!r}{question}",

@@ -81,9 +81,10 @@ def read(options: Options, task: str, split: str, *, labelled: bool, log: Log = 
     images = _images(table, columns, images_per_sample(task), folder, place)
     values = _rows(table, _value_columns(table, options, task, place, labelled))
     samples, unlabelled_rows = [], 0
-    classes = getattr(table.features.get(str(options.columns.get("label", "label"))), "names", None)
+    label = table.features.get(str(options.columns.get("label", "label")))
+    of_classes = labelled and "label" in KEYS[task] and getattr(label, "names", None) is not None
     for row, (entry, found) in enumerate(zip(values, images, strict=True)):
-        if labelled and classes and entry.get("label") is None:
+        if of_classes and entry.get("label") is None:
             unlabelled_rows += 1
             continue
         at = Entry(entry, found, f"{split}:{row}", f"{place}, row {row}", split, labelled)

@@ -143,12 +143,12 @@ class Trainer:
         later = self.run.drop_later_checkpoints(progress.step, progress.warmup_step)
         if later:
             self.reporter.message(f"removed as of later steps than {progress.step}: {', '.join(later)}")
-        scores = [
-            record["eval"].get(metric, -math.inf)
-            for record in self.run.history()
-            if "eval" in record and record["step"] > progress.step
+        evaluated = [
+            r["eval"].get(metric) for r in self.run.history() if "eval" in r and r["step"] > progress.step
         ]
-        if later and max(scores, default=-math.inf) > (progress.best_score or -math.inf):
+        scores = [score for score in evaluated if score is not None]  # none of a model that has diverged
+        best = -math.inf if progress.best_score is None else progress.best_score
+        if later and max(scores, default=-math.inf) > best:
             self.run.forget_best()
             progress.best_score = progress.best_step = None
 

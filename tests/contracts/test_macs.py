@@ -70,7 +70,7 @@ def test_trimmed_model_with_its_trimmers(variant: Variant, threshold: float) -> 
 def test_every_trimmer(pair: tuple[str, str]) -> None:
     """On one of three instances, another one in the next form: counting by tracing is slow."""
     for number, variant in enumerate(some_forms(pair), tiny.pairs().index(pair)):
-        _counts_agree(variant, pair, number % 3)
+        assert_counts_agree(variant, pair, number % 3)
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_every_trimmer(pair: tuple[str, str]) -> None:
 def test_every_trimmer_on_every_instance(pair: tuple[str, str]) -> None:
     for variant in tiny.one_per_form():
         for index in range(3):
-            _counts_agree(variant, pair, index)
+            assert_counts_agree(variant, pair, index)
 
 
 def some_forms(pair: tuple[str, str]) -> list[Variant]:
@@ -86,7 +86,7 @@ def some_forms(pair: tuple[str, str]) -> list[Variant]:
     return tiny.one_per_form()[tiny.pairs().index(pair) % 3 :: 3]
 
 
-def _counts_agree(variant: Variant, pair: tuple[str, str], index: int) -> None:
+def assert_counts_agree(variant: Variant, pair: tuple[str, str], index: int) -> None:
     model = tiny.attach(variant.build(), *pair)
     one = tiny.instance(tiny.ragged_inputs(model.backbone), index)
     trimmed_B, _ = instance_macs(model, model(one, "packed").decisions)
@@ -124,16 +124,16 @@ def _trimmer_macs(model: TrimmedModel, log: Decisions) -> list[float]:
 
 @pytest.mark.parametrize("pair", tiny.pairs(), ids="+".join)
 def test_macs_fall_as_the_threshold_rises(pair: tuple[str, str]) -> None:
-    _macs_fall(pair, some_forms(pair))
+    assert_macs_fall(pair, some_forms(pair))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", tiny.pairs(), ids="+".join)
 def test_macs_fall_as_the_threshold_rises_in_every_form(pair: tuple[str, str]) -> None:
-    _macs_fall(pair, tiny.one_per_form())
+    assert_macs_fall(pair, tiny.one_per_form())
 
 
-def _macs_fall(pair: tuple[str, str], variants: list[Variant]) -> None:
+def assert_macs_fall(pair: tuple[str, str], variants: list[Variant]) -> None:
     """Strictly so for random draws; learned scores change a little with what was dropped before."""
     slack = 1.0 if all(name.startswith("random") for name in pair) else 1.02
     for variant in variants:

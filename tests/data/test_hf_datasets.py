@@ -263,6 +263,16 @@ def test_images_that_are_missing_or_of_another_kind(tmp_path: Path) -> None:
         read(options, "nlvr2", "train", labelled=True)
 
 
+def test_classes_that_a_task_does_not_read_are_no_labels(tmp_path: Path) -> None:
+    """A column of classes beside questions: none of them is left out for it."""
+    features = {name: datasets.Value("string") for name in ("image", "question", "answer")}
+    rows = {"image": ["a.png"], "question": ["is it?"], "answer": ["yes"], "label": [-1]}
+    classes = datasets.ClassLabel(names=["easy", "hard"])
+    kinds = datasets.Features({**features, "label": classes})
+    datasets.Dataset.from_dict(rows, features=kinds).save_to_disk(str(tmp_path))
+    assert len(read(Options(data_dir=str(tmp_path)), "vqa", "train", labelled=True)) == 1
+
+
 def test_captions_to_be_written_need_no_column(tmp_path: Path) -> None:
     options = table(tmp_path, image=["a.png", "b.png"])
     assert len(read(options, "captioning", "train", labelled=False)) == 2

@@ -229,7 +229,18 @@ def test_going_back_removes_what_was_behind(
     interrupted(monkeypatch, recipe, after=7, resume=str(checkpoints / "step-3"))
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-3", "step-6"]
     finetune(recipe, resume="auto")
-    assert metrics(tmp_path / "run") == metrics(uninterrupted[case])
+    assert_same_end(tmp_path / "run", uninterrupted[case])
+
+
+def test_a_best_model_of_later_steps_goes_too(
+    uninterrupted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = "dropout and Gumbel noise"
+    recipe = tiny_recipe(tmp_path, *STEPS, *CASES[case])
+    shutil.copytree(uninterrupted[case], tmp_path / "run")
+    assert (tmp_path / "run/best").exists()
+    interrupted(monkeypatch, recipe, after=3, resume=str(tmp_path / "run/checkpoints/step-3"))
+    assert not (tmp_path / "run/best").exists()
 
 
 def test_what_was_trained_outlives_a_calibration_that_fails(
