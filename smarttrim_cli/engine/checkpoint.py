@@ -91,7 +91,7 @@ def load_checkpoint(path: Path, trainer: Trainer) -> dict[str, Any]:
 def _check_warmup(progress: dict[str, Any], trainer: Trainer, path: Path) -> None:
     """Refuse a checkpoint from a run with another warm start."""
     planned = trainer.warmup.steps if trainer.warmup is not None else 0
-    done, before = progress["warmup_step"], trainer.first_trimmed_step
+    done, before = progress["warmup_step"], trainer.targets.first_trimmed_step
     too_few = progress["step"] > before and done != planned
     too_many = done > planned or (done > 0 and progress["step"] < before)
     if too_few or too_many:

@@ -14,6 +14,7 @@ from smarttrim_cli.data.samples import is_labelled
 from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.build import build, completed, plan_for
 from smarttrim_cli.engine.devices import several_on_cpu
+from smarttrim_cli.engine.ending import finish
 from smarttrim_cli.engine.files import check_writable
 from smarttrim_cli.engine.plan import describe_plan
 from smarttrim_cli.engine.plan import plan as plan_without_data
@@ -22,7 +23,8 @@ from smarttrim_cli.engine.resume import checkpoint_to_resume, refuse_other_recip
 from smarttrim_cli.engine.runs import Run, is_run
 from smarttrim_cli.engine.sharing import leave_group_at_exit
 from smarttrim_cli.engine.teacher import teaching_of
-from smarttrim_cli.engine.trainer import Trainer, without_references
+from smarttrim_cli.engine.trainer import Trainer
+from smarttrim_cli.engine.validation import without_references
 from smarttrim_cli.errors import UserError, some
 from smarttrim_cli.recipe import Recipe
 
@@ -92,7 +94,7 @@ def finetune(
     trainer.train()
     if accelerator.is_main_process and first < trainer.total_steps:  # else it is the model that was there
         run.forget_results()
-    return trainer.finish()
+    return finish(trainer)
 
 
 def _dry_run(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:

@@ -115,7 +115,7 @@ class WarmStart:
                 progress.warmup_step += 1
                 progress.seconds = before + time.perf_counter() - started
                 if self._due(trainer.recipe.logging.logging_steps):
-                    tracker.update(progress.warmup_step, **self._log())
+                    tracker.update(progress.warmup_step, **trainer.log.warmup(progress))
                 if progress.warmup_step == self.steps:
                     self._end(loader)
                 saves = trainer.recipe.train.save_steps and not progress.step
@@ -135,17 +135,6 @@ class WarmStart:
         for group, base in zip(groups, trainer.scheduler.base_lrs, strict=True):
             own = self.settings.learning_rate if group["part"] == "trimmers" else base
             group["lr"] = own * factor
-
-    def _log(self) -> dict[str, float]:
-        trainer, progress = self.trainer, self.trainer.progress
-        record = progress.take_means()
-        if trainer.accelerator.is_main_process:
-            place = {"step": progress.step, "phase": "warmup", "warmup_step": progress.warmup_step}
-            trainer.run.log({**place, "seconds": round(progress.seconds, 2), **record})
-            if trainer.tracker is not None:
-                for name, value in record.items():
-                    trainer.tracker.add_scalar(f"warmup/{name}", value, progress.warmup_step)
-        return record
 
     def _save(self) -> None:
         trainer = self.trainer

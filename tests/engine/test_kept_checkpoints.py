@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from smarttrim_cli.engine import ending, validation
 from smarttrim_cli.engine.checkpoint import prune_checkpoints
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.runs import Run
@@ -44,12 +45,16 @@ def test_best_is_kept_only_at_the_full_target(
     def scored(task: Any, result: Any) -> dict[str, Any]:
         return {"accuracy": next(scores), "accuracy_se": 0.1, "count": 40}
 
-    monkeypatch.setattr("smarttrim_cli.engine.trainer.score_summary", scored)
+    monkeypatch.setattr("smarttrim_cli.engine.validation.score_summary", scored)
     saved = []
-    keep = Trainer._save
-    monkeypatch.setattr(
-        Trainer, "_save", lambda self, path: (saved.append((self.progress.step, path.name)), keep(self, path))
-    )
+    keep = validation.save
+
+    def noted(trainer: Trainer, path: Path) -> None:
+        saved.append((trainer.progress.step, path.name))
+        keep(trainer, path)
+
+    for module in (validation, ending):
+        monkeypatch.setattr(module, "save", noted)
     settings = ("train.max_steps=10", "train.eval_steps=2", "evaluate.max_instances=8", *overrides)
     finetune(tiny_recipe(tmp_path, *settings))
     assert saved == kept

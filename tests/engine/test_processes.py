@@ -35,6 +35,26 @@ assert torch.distributed.get_world_size() == 2
 """
 
 
+_ONE_FAILS = """
+import os, sys
+from pathlib import Path
+from smarttrim_cli.engine import ending
+from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.errors import SmartTrimError
+from tests.engine.tiny_run import tiny_recipe
+
+def broken(*args):
+    raise SmartTrimError("an image is damaged")
+
+if os.environ["RANK"] == "1":
+    ending.calibrate = broken
+try:
+    finetune(tiny_recipe(Path(sys.argv[1]), "train.max_steps=2", "evaluate.max_instances=8"))
+except SmartTrimError as error:
+    print(f"process {os.environ['RANK']}: {error.message}", flush=True)
+"""
+
+
 def launched(*arguments: str, where: Path) -> str:
     """What two processes say on standard output."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -61,6 +81,17 @@ def test_torchrun_without_a_gpu(tmp_path: Path) -> None:
     assert len(rows) == len({row["step"] for row in rows}), "each step is logged once"
     assert rows[-1]["step"] == 12 and abs(rows[-1]["macs_ratio"] - 1 / 1.4) < 0.1
     assert Run(tmp_path / "run").summary()["steps"] == 12
+
+
+def test_a_calibration_that_fails_in_one_process_stops_all(tmp_path: Path) -> None:
+    """The others do not wait for it, and what was trained is kept."""
+    script = tmp_path / "run.py"
+    script.write_text(_ONE_FAILS, encoding="utf-8")
+    said = launched(str(script), str(tmp_path), where=tmp_path)
+    assert "process 1: an image is damaged" in said
+    assert "process 0: another process could not calibrate the budget" in said
+    assert (tmp_path / "run/checkpoints/step-2/state.json").exists()
+    assert not (tmp_path / "run/model").exists()
 
 
 def test_processes_evaluate_their_parts(trained: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import smarttrim_cli
-from smarttrim_cli.engine import baselines, trainer
+from smarttrim_cli.engine import baselines, validation
 from smarttrim_cli.engine import evaluate as evaluation
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.inference import make_ready, predict
@@ -60,7 +60,7 @@ def test_evaluation_is_ready_and_training_is_not(tmp_path: Path, monkeypatch: py
 
         return noted
 
-    monkeypatch.setattr(trainer, "predict", noting("training"))
+    monkeypatch.setattr(validation, "predict", noting("training"))
     monkeypatch.setattr(evaluation, "predict", noting("evaluation"))
     monkeypatch.setattr(baselines, "predict", noting("evaluation"))
     finetune(tiny_recipe(tmp_path, "train.max_steps=4", "train.eval_steps=2"))

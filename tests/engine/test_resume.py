@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from smarttrim_cli.engine import ending
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.errors import UserError
@@ -251,7 +252,7 @@ def test_what_was_trained_outlives_a_calibration_that_fails(
 
     recipe = tiny_recipe(tmp_path, "train.max_steps=2", "evaluate.max_instances=8")
     with monkeypatch.context() as patch, pytest.raises(UserError, match="the image is damaged"):
-        patch.setattr(Trainer, "_calibrate", broken)
+        patch.setattr(ending, "calibrate_budget", broken)
         finetune(recipe)
     assert not (tmp_path / "run/model").exists()
     summary = finetune(recipe, resume="auto")

@@ -1,0 +1,95 @@
+"""The end of a training: calibrate the budget, take out trimmers that do not pay, save and score."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from smarttrim_cli.engine.checkpoint import save_checkpoint
+from smarttrim_cli.engine.inference import batches, to_device
+from smarttrim_cli.engine.validation import save, validate
+from smarttrim_cli.errors import SmartTrimError
+from smarttrim_cli.pruning.calibrate import Calibration, calibrate
+from smarttrim_cli.pruning.economy import unprofitable
+
+if TYPE_CHECKING:
+    from smarttrim_cli.engine.trainer import Trainer
+
+
+def finish(trainer: Trainer) -> dict[str, Any]:
+    """Calibrate the budget, save the model, score it on the evaluation split.
+
+    Returns:
+        What the run's summary says of training: ``run_dir``, ``steps``, ``train_seconds``, ``calibration``,
+        ``eval``, ...
+
+    Raises:
+        SmartTrimError: Calibration failed, here or in another process; what was trained is kept.
+    """
+    bundle, run = trainer.bundle, trainer.run
+    bundle.model.eval()
+    result: dict[str, Any] = {"run_dir": str(run.path), "steps": trainer.total_steps}
+    if trainer.warmup is not None:
+        result["warmup_steps"] = trainer.warmup.steps
+    result["train_seconds"] = round(trainer.progress.seconds, 1)
+    calibration = _calibrated_or_kept(trainer)
+    if calibration is not None:
+        result["calibration"] = vars(calibration)
+    save(trainer, run.model)
+    scores = validate(trainer)
+    result["eval"] = {"split": bundle.task.split_name("eval"), **scores}
+    if trainer.accelerator.is_main_process:
+        run.merge_summary(result)
+    return result
+
+
+def _calibrated_or_kept(trainer: Trainer) -> Calibration | None:
+    """The calibration; if it fails in any process, all of them write a checkpoint together and stop."""
+    calibration, failure = None, None
+    try:
+        calibration = calibrate_budget(trainer)
+    except (Exception, KeyboardInterrupt) as error:
+        failure = error
+    if trainer.mean_over_processes(float(failure is not None)) > 0:
+        _keep_training(trainer)
+        raise failure or SmartTrimError(
+            "another process could not calibrate the budget", where=str(trainer.run.path)
+        )
+    return calibration
+
+
+def _keep_training(trainer: Trainer) -> None:
+    """A checkpoint of the last step, from which the end can be done once what stopped it is mended."""
+    save_checkpoint(trainer)
+    where = trainer.run.path / "checkpoints" / f"step-{trainer.progress.step}"
+    trainer.reporter.warn(f"what was trained is in {where}; --resume auto goes on from there")
+
+
+def calibrate_budget(trainer: Trainer) -> Calibration | None:
+    """Set the threshold so that the plan's ratio of MACs is met; None if the recipe does not ask for it."""
+    recipe, bundle, reporter = trainer.recipe, trainer.bundle, trainer.reporter
+    if recipe.pruning is None or recipe.pruning.calibrate is None or not bundle.model.sites:
+        return None
+    settings, speedup = recipe.pruning.calibrate, trainer.plan.speedup
+    split = bundle.task.split_name(settings.split)
+    loader = batches(bundle, split, recipe.evaluate.batch_size, settings.max_instances)
+    few = [to_device(batch, trainer.accelerator.device) for batch in loader]
+    result = calibrate(bundle.model, few, speedup, settings.tolerance)
+    if settings.remove_unprofitable and _remove_unprofitable(trainer, few, settings.call_macs):
+        result = calibrate(bundle.model, few, speedup, settings.tolerance)
+    text = f"calibrated: threshold {result.threshold:+.3f}, {result.speedup:.3f}x fewer MACs on {split}"
+    reporter.message(text)
+    if not result.reached:
+        reporter.warn(f"the budget of {result.target:.2f}x was not met exactly: {result.speedup:.3f}x")
+    return result
+
+
+def _remove_unprofitable(trainer: Trainer, few: list[Any], call_macs: float) -> list[str]:
+    """Take out trimmers that cost more than they save, and say so; their sites."""
+    model, config = trainer.bundle.model, trainer.bundle.config
+    names = unprofitable(model, few, call_macs)
+    if names:
+        there = len(model.sites)
+        model.remove(names)
+        config["trimmers"] = {**config["trimmers"], "removed": sorted(names)}
+        trainer.reporter.message(f"{len(names)} of {there} trimmers cost more than they save: taken out")
+    return names
