@@ -13,11 +13,12 @@ from smarttrim_cli.engine.baselines import baseline_trimmers, evaluate_baseline
 from smarttrim_cli.engine.build import section_of
 from smarttrim_cli.engine.files import check_writable, finite, write_json, write_text
 from smarttrim_cli.engine.inference import Predictions, batches, make_ready, predict
-from smarttrim_cli.engine.relevance import watch
+from smarttrim_cli.engine.loading import Loader
+from smarttrim_cli.engine.relevance import TruthLog, watch
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import find_subject, require_model, warn_of_unused
 from smarttrim_cli.engine.scores import as_published, collapse_warning, paired, per_pair, score_summary
-from smarttrim_cli.engine.sharing import share_of_this_process
+from smarttrim_cli.engine.sharing import Share, share_of_this_process
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.recipe import Recipe
 from smarttrim_cli.tasks.base import Record, Task
@@ -53,11 +54,11 @@ def evaluate(
 
     Returns:
         ``metric`` (name of the main one); ``full`` and ``trimmed`` with score, standard error, scores by type
-        and GMACs; ``difference`` (trimmed minus full, paired, 95 % interval); ``speedup.macs``;
-        ``baselines``; ``split`` and ``count``. On scenes also ``relevance``, ``relevance_patches`` and
-        ``difficulty`` (:mod:`.relevance`). Of stored predictions ``missing``: how many instances have none.
-        Of several processes (``torchrun``) each runs its part of the split; all but the first return nothing,
-        and write nothing.
+        and GMACs, without trimmers ``full`` alone; ``difference`` (trimmed minus full, paired, 95 %);
+        ``speedup.macs``; ``baselines``; ``split`` and ``count``. On scenes also ``relevance``,
+        ``relevance_patches`` and ``difficulty`` (:mod:`.relevance`). Of stored predictions ``missing``: how
+        many instances have none. Of several processes (``torchrun``) each runs its part of the split; all but
+        the first return nothing, and write nothing.
     """
     reporter = reporter or SilentReporter()
     check_writable(predictions_out, "--predictions-out")
@@ -85,12 +86,8 @@ def evaluate(
     limit = max_instances or recipe.evaluate.max_instances
     workers = recipe.train.dataloader_num_workers
     loader = batches(bundle, name, recipe.evaluate.batch_size, limit, workers, share)
-    modes = ("full", "packed") if bundle.model.sites else ("full",)
     truth = watch(bundle, name)
-    seen = None if truth is None else truth.add
-    results = predict(bundle, loader, modes, reporter, f"evaluating on {name}", seen, share)
-    if truth is not None:
-        truth.join(share)
+    results = _predictions(bundle, loader, f"evaluating on {name}", truth, share, reporter)
     if not share.first:
         return {}
     report = _report(bundle, results, name) | ({} if truth is None else truth.report(results["packed"]))
@@ -108,6 +105,18 @@ def evaluate(
     return report
 
 
+def _predictions(
+    bundle: Bundle, loader: Loader, label: str, truth: TruthLog | None, share: Share, reporter: Reporter
+) -> dict[str, Predictions]:
+    """Of the full and the trimmed model; without trimmers a packed pass is the full one, and counted."""
+    counted = not bundle.model.sites and not getattr(bundle.task, "two_stage", False)
+    modes = ("full", "packed") if bundle.model.sites else ("packed",) if counted else ("full",)
+    results = predict(bundle, loader, modes, reporter, label, None if truth is None else truth.add, share)
+    if truth is not None:
+        truth.join(share)
+    return {"full": results["packed"]} if counted else results
+
+
 def _check_baselines(bundle: Bundle, baselines: Sequence[str]) -> None:
     """Find out before the work whether there are such baselines, and the data to calibrate them on."""
     for baseline in baselines:
@@ -122,6 +131,8 @@ def _report(bundle: Bundle, results: dict[str, Predictions], split: str) -> dict
     report: dict[str, Any] = {"split": split, "count": len(full.records), "metric": task.metric}
     report["full"] = score_summary(task, full)
     trimmed = results.get("packed")
+    if full.macs:
+        report["full"]["gmacs_from"] = "cost model"
     if trimmed is None:
         return report
     count = len(trimmed.macs)

@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from smarttrim_cli.engine.artifact import load_model
 from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.engine.inference import batches, predict
+from smarttrim_cli.engine.report import SilentReporter
+from smarttrim_cli.engine.scores import score_summary
 from smarttrim_cli.engine.summary import summary
 from smarttrim_cli.errors import UserError
 from tests.engine.tiny_run import Recorder, tiny_recipe, tree
@@ -250,6 +254,19 @@ def test_untrimmed_run_has_no_trimmed_side(tmp_path: Path) -> None:
     finetune(tiny_recipe(tmp_path, "pruning=null", "train.max_steps=1"))
     report = evaluate(str(tmp_path / "run"), max_instances=8, baselines=("random",))
     assert set(report) == {"split", "count", "metric", "full"}
+
+
+def test_untrimmed_run_is_counted(tmp_path: Path) -> None:
+    """As the full model of a trimmed run is, with the scores of the host itself."""
+    finetune(tiny_recipe(tmp_path, "pruning=null", "train.max_steps=1"))
+    bundle = load_model(tmp_path / "run/model")
+    report = evaluate(str(tmp_path / "run"), max_instances=8)["full"]
+    loader = batches(bundle, "test", 8, 8)
+    host = predict(bundle, loader, ("full", "packed"), SilentReporter(), "")
+    assert report["gmacs_from"] == "cost model"
+    assert report["gmacs"] == pytest.approx(sum(host["packed"].full_macs) / 8 / 1e9, rel=1e-9)
+    assert sum(report["gmacs_by_part"].values()) == pytest.approx(report["gmacs"], rel=1e-9)
+    assert report["accuracy"] == score_summary(bundle.task, host["full"])["accuracy"]
 
 
 @pytest.fixture
