@@ -76,7 +76,7 @@ class TrimmedVlm:
             full: Run the untrimmed model.
         """
         several = isinstance(image, Sequence) and not isinstance(image, str)
-        images = list(image) if several else [image]  # type: ignore[list-item,arg-type]
+        images: Any = image if several else [image]
         return self.predict_batch(images, [text], full=full)[0]
 
     @torch.inference_mode()
@@ -118,7 +118,7 @@ class TrimmedVlm:
             raise UserError("a list of texts is needed, one per instance", where="predict_batch")
         if not texts:
             raise UserError("no texts: one per instance", where="predict_batch")
-        odd = [value for value in texts if not isinstance(value, str)]
+        odd: list[Any] = [value for value in texts if not isinstance(value, str)]
         odd += [value for value in images if not isinstance(value, Picture)]
         if odd:
             kinds = "a text is a str, an image a path or a PIL image"

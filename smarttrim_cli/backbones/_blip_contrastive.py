@@ -56,7 +56,9 @@ class EncodedImages:
         stream = self.stream
         if stream is not None:
             values = {field.name: getattr(stream, field.name) for field in fields(stream)}
-            moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+            moved: dict[str, Any] = {
+                name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)
+            }
             stream = replace(stream, **moved)
         return EncodedImages(self.features.to(device), self.hidden.to(device), stream)
 
@@ -193,7 +195,7 @@ def _fused(
     embedded = model.text_encoder.embeddings(input_ids=with_first(ids_RL, model.options.enc_id))
     with paired(image, image_R, per_image) as image_of_pair:
         _, fused_RD = encode_text(model, embedded, mask_RL, (image_of_pair,), per_image)
-    return model.itm_head(fused_RD)  # type: ignore[no-any-return]
+    return model.itm_head(fused_RD)
 
 
 @contextmanager

@@ -190,7 +190,7 @@ def _fixed_costs(model: Any) -> tuple[FixedCost, ...]:
 
 def image_feature_macs(model: Any) -> int:
     """The projection of an encoded image's CLS to its feature."""
-    return model.options.vision.config.hidden_size * model.feature_width  # type: ignore[no-any-return]
+    return model.options.vision.config.hidden_size * model.feature_width
 
 
 def text_feature_macs(model: Any, tokens: Number) -> Number:

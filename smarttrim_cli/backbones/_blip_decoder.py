@@ -47,7 +47,7 @@ def answer_logits(model: Any, decoder: Decoder, answer_ids: Tensor) -> Tensor:
     """Training: answers (B, A, T) to logits (B, A, T, V), [DEC] put at position 0."""
     ids_RT = with_first(answer_ids.flatten(0, 1), model.options.dec_id)
     logits = model.text_decoder.cls(decode(model, decoder, ids_RT))
-    return logits.unflatten(0, answer_ids.shape[:2])  # type: ignore[no-any-return]
+    return logits.unflatten(0, answer_ids.shape[:2])
 
 
 def rank(model: Any, decoder: Decoder, candidate_ids: Tensor, candidate_mask: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def rank(model: Any, decoder: Decoder, candidate_ids: Tensor, candidate_mask: Te
     ids_RT = with_first(candidate_ids[chosen_Bk.flatten()], model.options.dec_id)
     counted_RT = candidate_mask[chosen_Bk.flatten()]
     hidden_RTD = decode(model, decoder, ids_RT[:, :-1])
-    score_R = sum(
+    score_R: Any = sum(
         _smoothed_log_likelihood(model.text_decoder.cls(hidden_RTD[:, t]), ids_RT[:, t + 1])
         * counted_RT[:, t + 1]
         for t in range(hidden_RTD.shape[1])  # one token at a time: all logits at once may not fit
@@ -93,7 +93,7 @@ def write(
         hidden_RTD = decode(model, decoder, ids_RT)
         if not torch.jit.is_tracing():  # MACs are counted as published: logits of all of the prompt's tokens
             hidden_RTD = hidden_RTD[:, -1:]
-        return model.text_decoder.cls(hidden_RTD)[:, -1]  # type: ignore[no-any-return]
+        return model.text_decoder.cls(hidden_RTD)[:, -1]
 
     text = model.options.text.config
     prompt_BP = with_first(prompt_BP, model.options.dec_id)

@@ -140,4 +140,4 @@ def _cross_attention(
 
 def add_and_norm(output: Any, attended: Tensor, residual: Tensor) -> Tensor:
     """The rest of an output block whose ``dense`` has been applied: dropout, residual, norm."""
-    return output.LayerNorm(output.dropout(attended) + residual)  # type: ignore[no-any-return]
+    return output.LayerNorm(output.dropout(attended) + residual)

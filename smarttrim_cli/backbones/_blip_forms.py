@@ -21,7 +21,7 @@ from smarttrim_cli.pruning.decoder import Decoder
 def classify(model: Any, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Logits (B, labels) from the fused [ENC]."""
     _, fused_BD = encode_pair(model, pixel_values, input_ids, attention_mask)
-    return model.cls_head(fused_BD)  # type: ignore[no-any-return]
+    return model.cls_head(fused_BD)
 
 
 def answer(

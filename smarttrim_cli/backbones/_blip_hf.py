@@ -32,7 +32,7 @@ def section_from_hf(folder: str | Path) -> dict[str, Any]:
         UserError: It is not a folder of a BLIP model.
     """
     folder = Path(folder)
-    config = _read_config(folder / "config.json")
+    config: Any = _read_config(folder / "config.json")
     section: dict[str, Any] = {
         "image_size": config.vision_config.image_size,
         "vision": {"config": _fields(VisionConfig, config.vision_config)},

@@ -29,7 +29,7 @@ class TwinOutput(nn.Module):
         """Projected results of both attentions as one."""
         if self.merge_layer is None:
             return (first + second) / 2
-        return self.merge_layer(torch.cat((first, second), -1))  # type: ignore[no-any-return]
+        return self.merge_layer(torch.cat((first, second), -1))
 
 
 class TwinCrossAttention(nn.Module):

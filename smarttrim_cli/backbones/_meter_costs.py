@@ -14,6 +14,9 @@ from smarttrim_cli.pruning.sites import Architecture, AttentionSpec, FixedCost, 
 Model = Any
 """A ``Meter``."""
 
+Host = Any
+"""A module of timm's, whose parts nn.Module does not know the types of."""
+
 
 def architecture(model: Model) -> Architecture:
     """Layers, sites and costs of a model in its form."""
@@ -23,12 +26,13 @@ def architecture(model: Model) -> Architecture:
     return Architecture(layers, _fixed_costs(model), _token_costs(model), copies)
 
 
-def image_tokens(vit: nn.Module) -> int:
+def image_tokens(vit: Host) -> int:
     """Tokens that an image has when it enters its stream."""
-    if isinstance(vit, SwinTransformer):
-        rows, columns = vit.layers[-1].output_resolution
-        return rows * columns
-    return vit.patch_embed.num_patches + 1
+    if not isinstance(vit, SwinTransformer):
+        return int(vit.patch_embed.num_patches) + 1
+    last: Host = vit.layers[-1]
+    rows, columns = last.output_resolution
+    return int(rows * columns)
 
 
 def _depths(model: Model) -> dict[str, int]:
@@ -84,7 +88,7 @@ def _vision_layers(model: Model) -> list[LayerSpec]:
     ]
 
 
-def _block_extra_macs(block: nn.Module) -> int:
+def _block_extra_macs(block: Host) -> int:
     """Element-wise MACs per token of a timm block: norms, scales and QuickGELU (two products)."""
     width, inner = block.mlp.fc1.in_features, block.mlp.fc1.out_features
     scales = sum(width for name in ("ls1", "ls2") if not isinstance(getattr(block, name), nn.Identity))
@@ -142,13 +146,13 @@ def _fixed_costs(model: Model) -> tuple[FixedCost, ...]:
     )
 
 
-def _patch_macs(vit: nn.Module) -> int:
+def _patch_macs(vit: Host) -> int:
     patches = vit.patch_embed.num_patches
     pre_norm = 0 if isinstance(vit.norm_pre, nn.Identity) else vit.embed_dim * (patches + 1)
     return patches * vit.patch_embed.proj.weight.numel() + pre_norm
 
 
-def _swin_macs(vit: SwinTransformer) -> int:
+def _swin_macs(vit: Host) -> int:
     """A whole Swin Transformer."""
     patches = vit.patch_embed.num_patches
     norm = 0 if isinstance(vit.patch_embed.norm, nn.Identity) else vit.embed_dim
@@ -161,7 +165,7 @@ def _swin_macs(vit: SwinTransformer) -> int:
     return macs + image_tokens(vit) * vit.num_features
 
 
-def _window_block_macs(block: nn.Module, rows: int, columns: int) -> int:
+def _window_block_macs(block: Host, rows: int, columns: int) -> int:
     """Attention within windows (the grid is padded to whole ones, queries are scaled), MLP and two norms."""
     attn, (height, width) = block.attn, block.window_size
     padded = ceil(rows / height) * height * ceil(columns / width) * width

@@ -33,7 +33,7 @@ def build_vision(options: Options) -> VisionTransformer | SwinTransformer:
     if section.model.startswith("swin"):
         args["window_size"] = max(options.image_size // SWIN_STRIDE, 1)
     try:
-        vit = timm.create_model(section.model, pretrained=False, **{**args, **section.args})
+        vit: Any = timm.create_model(section.model, pretrained=False, **{**args, **section.args})
     except Exception as error:  # of a wrong size timm and torch raise anything, such as ZeroDivisionError
         raise UserError(f"timm cannot build {section.model!r}: {error}", where="backbone.vision") from error
     if not (_is_plain_vit(vit) or type(vit) is SwinTransformer):
@@ -61,7 +61,7 @@ def _is_plain_vit(vit: nn.Module) -> bool:
     return prefix and plain
 
 
-def _start_from_sincos(vit: VisionTransformer | SwinTransformer) -> None:
+def _start_from_sincos(vit: Any) -> None:
     if isinstance(vit, SwinTransformer):
         raise UserError(
             "a Swin Transformer has no position embeddings", where="backbone.vision.sincos_pos_embed"

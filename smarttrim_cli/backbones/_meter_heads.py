@@ -5,6 +5,8 @@ Legend: R rows (passes), L text tokens, D width of the co-attention layers, V vo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -95,7 +97,8 @@ def _classifier(inputs: int, inner: int, labels: int) -> nn.Sequential:
 
 def rank_as_matching(heads: dict[str, nn.Module]) -> None:
     """Ranking starts as the matching logit of yes; the matching head itself is not trained further."""
-    ranking, matching = heads["rank_output"], heads["itm_score"]
+    ranking: Any = heads["rank_output"]
+    matching: Any = heads["itm_score"]
     ranking.weight.data.copy_(matching.fc.weight.data[1:])
     ranking.bias.data.copy_(matching.fc.bias.data[1:])
     matching.requires_grad_(False)

@@ -147,7 +147,7 @@ class Blip(nn.Module):
         """Layers, sites and costs."""
         return _blip_costs.architecture(self)
 
-    def token_counts(self, text_tokens: int) -> dict[str, int]:
+    def token_counts(self, text_tokens: int) -> dict[str, float]:
         """What the streams of an instance start with: see :func:`._blip_costs.token_counts`."""
         return _blip_costs.token_counts(self, text_tokens)
 

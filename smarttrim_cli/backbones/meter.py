@@ -56,6 +56,16 @@ OFFICIAL_FILE = "official.ckpt"
 class Meter(nn.Module):
     """METER with the heads of a form."""
 
+    vit_model: Any  # timm's and Hugging Face's, whose parts nn.Module does not know the types of
+    text_transformer: Any
+    cross_modal_text_layers: nn.ModuleList
+    cross_modal_image_layers: nn.ModuleList
+    cross_modal_text_pooler: Pooler
+    cross_modal_image_pooler: Pooler
+    rank_output: nn.Linear  # of some forms
+    itm_score: nn.Module
+    mlm_score: nn.Module
+
     def __init__(self, options: Options, form: Form) -> None:
         super().__init__()
         self.options, self.form = options, form

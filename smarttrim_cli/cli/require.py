@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from smarttrim_cli.cli.render import flatten, format_value
+from smarttrim_cli.cli.render import flatten
+from smarttrim_cli.cli.tables import format_value
 from smarttrim_cli.errors import CheckFailed, UserError
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {

@@ -105,8 +105,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((grey_HW * (255 / white)).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        behind = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(behind, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -105,7 +105,8 @@ def _processor(section: dict[str, Any], start: Start, task: Task) -> Processor:
         processor = replace(processor, preprocess=preprocess, max_text_length=options.max_text_length)
         if options.tokenizer == "train" and start.form.name != task.form_name:
             texts = task.texts(task.split_name("train"))
-            return replace(processor, tokenizer=extend_word_tokenizer(processor.tokenizer, texts))
+            words: Any = processor.tokenizer  # of words, as the section says
+            return replace(processor, tokenizer=extend_word_tokenizer(words, texts))
         return processor
     if options.tokenizer == "train":
         tokenizer: Any = train_word_tokenizer(task.texts(task.split_name("train")))

@@ -248,11 +248,11 @@ def _entry(row: Row) -> dict[str, Any]:
         "score": score.mean,
         "score_se": score.standard_error if several else own,
         "se_over": "seeds" if several else ("instances" if own is not None else None),
-        "full": _value([result.full and result.full.score for result in results]),
+        "full": _value([result.full.score if result.full else None for result in results]),
         "retained": retained and retained.mean,
         "retained_se": retained and retained.standard_error,
         "gmacs": _value([result.model.gmacs for result in results]),
-        "full_gmacs": _value([result.full and result.full.gmacs for result in results]),
+        "full_gmacs": _value([result.full.gmacs if result.full else None for result in results]),
         "speedup": _value([result.speedup for result in results]),
         "speedup_as_published": _value([_as_published(result) for result in results]),
         **_latency(results),
@@ -268,7 +268,7 @@ def _latency(results: Sequence[Result]) -> dict[str, float | None]:
         return {"latency_ms": None, "full_latency_ms": None, "latency_speedup": None}
     return {
         "latency_ms": _value([result.model.latency_ms for result in timed]),
-        "full_latency_ms": _value([result.full and result.full.latency_ms for result in timed]),
+        "full_latency_ms": _value([result.full.latency_ms if result.full else None for result in timed]),
         "latency_speedup": _value([result.latency_speedup for result in timed]),
     }
 

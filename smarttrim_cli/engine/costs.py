@@ -80,7 +80,7 @@ def _noted(context: ForwardContext) -> tuple[Layout, dict[str, Tensor]]:
     heads, tokens = _by_stream(context.head_log), _by_stream(context.token_log)
     for stream, valid_RN in context.valid.items():
         rows = [valid_RN.sum(1)[None].cpu()]
-        streams = [context.token_log[name] for name in tokens.get(stream, ())]
+        streams: list[Any] = [context.token_log[name] for name in tokens.get(stream, ())]
         if streams and all(isinstance(one, PackedStream) for one in streams):
             rows.append(torch.tensor([one.lengths for one in streams]))
         elif streams:
@@ -136,12 +136,12 @@ def add_counts(result: Predictions, model: TrimmedModel, counts: Counts) -> None
     whole = full_counts(model.architecture, start_of(counts))
     parts = macs_by_part(model.architecture, counts, model.sites)
     full_parts = macs_by_part(model.architecture, whole)
-    trimmed_B, full_B = sum(parts.values()), sum(full_parts.values())
+    trimmed_B, full_B = _total(parts), _total(full_parts)
     result.macs += trimmed_B.tolist()
     result.full_macs += full_B.tolist()
     if any(name.endswith(".row_calls") for name in counts):
         pair = (
-            sum(macs_by_part(model.architecture, some, sites, as_published=True).values()).tolist()
+            _total(macs_by_part(model.architecture, some, sites, as_published=True)).tolist()
             for some, sites in ((counts, model.sites), (whole, None))
         )
         result.published += list(zip(*pair, strict=True))
@@ -149,6 +149,11 @@ def add_counts(result: Predictions, model: TrimmedModel, counts: Counts) -> None
     _add_parts(result.full_parts, full_parts, len(trimmed_B))
     for group, fraction_B in kept_by_group(model, counts).items():
         result.kept.setdefault(group, []).extend(fraction_B.tolist())
+
+
+def _total(parts: Mapping[str, Any]) -> Tensor:
+    total: Any = sum(parts.values())
+    return total
 
 
 def _add_parts(sums: dict[str, float], parts: Mapping[str, Any], instances: int) -> None:

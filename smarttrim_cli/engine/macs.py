@@ -6,6 +6,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,4 +52,5 @@ def measured_macs(
     traced = _Traced(model, mode, names, instance_ids)
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        return int(profile_macs(traced, tuple(inputs[name] for name in names)))
+        counted: Any = profile_macs(traced, tuple(inputs[name] for name in names))
+        return int(counted)

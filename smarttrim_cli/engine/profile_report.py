@@ -106,7 +106,7 @@ def _side(measured: Measured, costs: Predictions, parameters: int, whole: bool) 
 
 def _counts(measured: Measured, costs: Predictions, whole: bool) -> dict[str, float]:
     """Mean GMACs by who counts."""
-    by = {
+    by: dict[str, Sequence[float]] = {
         "torchprofile": measured.macs,
         "flop_counter": measured.flops,
         "cost_model": costs.full_macs if whole else costs.macs,

@@ -113,7 +113,8 @@ def _second_stage(
     bundle: Bundle, gallery: Gallery, queries: Sequence[Query], mode: str, advance: Callable[[], None]
 ) -> Predictions:
     """Candidates of every image and text, matched image by image."""
-    task, device = bundle.task, device_of(bundle.model)
+    task: Any = bundle.task
+    device = device_of(bundle.model)
     texts = _texts(bundle, gallery)
     images_IE = torch.cat([query.encoded.features for query in queries]).to(device)
     to_texts_IT, to_images_IT = candidates(images_IE, texts.features, task.num_candidates)
@@ -159,7 +160,8 @@ def _nearest(queries_QE: Tensor, others_NE: Tensor, number: int) -> Tensor:
 
 
 def _texts(bundle: Bundle, gallery: Gallery) -> Texts:
-    ids_TL, mask_TL = bundle.task.text_inputs(gallery, bundle.processor)
+    task: Any = bundle.task
+    ids_TL, mask_TL = task.text_inputs(gallery, bundle.processor)
     device, features = device_of(bundle.model), []
     for first in range(0, len(ids_TL), _FEATURES_AT_ONCE):
         block = slice(first, first + _FEATURES_AT_ONCE)
@@ -175,7 +177,8 @@ def _match(
     bundle: Bundle, query: Query, ids_KL: Tensor, mask_KL: Tensor, mode: str
 ) -> tuple[Tensor, list[Decisions]]:
     """Matching logits (K,) of an image with texts, in blocks, and what was decided in each."""
-    device, size = device_of(bundle.model), bundle.task.block_size
+    task: Any = bundle.task
+    device, size = device_of(bundle.model), task.block_size
     images, scores, passes = query.encoded.to(device), [], []
     for first in range(0, len(ids_KL), size):
         block = slice(first, first + size)

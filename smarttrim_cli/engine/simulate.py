@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from smarttrim_cli.trimmers._simulated import SimulatedTrimmer
 
 
 def simulated_trimmers(
-    backbone: nn.Module, recipe: Recipe, groups: list[str] | None = None
+    backbone: Any, recipe: Recipe, groups: list[str] | None = None
 ) -> dict[str, nn.Module]:
     """The recipe's trimmers with random decisions."""
     config = trimmer_config(recipe.pruning)

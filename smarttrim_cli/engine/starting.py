@@ -177,7 +177,7 @@ def load_start(name: str, model: Any, start: Start, log: Log) -> None:
             assert start.config is not None
             before = registry.options("backbones", start.config["backbone"])
             tensors = plugin.carry_vocabulary(model, tensors, before)
-        adapt = getattr(plugin, "adapt", lambda model, tensors: (tensors, []))
+        adapt: Any = getattr(plugin, "adapt", lambda model, tensors: (tensors, []))
         tensors, changes = adapt(model, tensors)
         for change in changes:
             log(f"resized {change}")

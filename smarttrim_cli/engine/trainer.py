@@ -65,9 +65,8 @@ class Trainer:
             train.per_device_train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
         )
         epochs = train.num_train_epochs or 0
-        self.total_steps = train.max_steps or max(
-            round(epochs * len(self.dataset) / self.samples_per_step), 1
-        )  # type: ignore[arg-type]
+        size = len(self.dataset)  # type: ignore[arg-type]
+        self.total_steps = train.max_steps or max(round(epochs * size / self.samples_per_step), 1)
         optimizer = make_optimizer(self.objective, recipe.optimizer)
         factor = schedule_factor(recipe.optimizer, self.total_steps)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -235,7 +234,7 @@ class Trainer:
     def _log(self) -> dict[str, float]:
         target = self.targets.at(self.progress.step)
         more = {} if target is None else {f"target/{group}": value for group, value in target.kept.items()}
-        more["learning_rate"] = self.scheduler.get_last_lr()[0]
+        more["learning_rate"] = float(self.scheduler.get_last_lr()[0])
         return self.log.training(self.progress, more)
 
     def _evaluate_and_save(self) -> None:

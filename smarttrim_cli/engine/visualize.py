@@ -121,7 +121,7 @@ class _Split:
     bundle: Bundle
     name: str
     dataset: Any
-    boxes: Mapping[int, Any]
+    boxes: Mapping[Any, Any]
     batch_size: int
     album: Album
     reporter: Reporter
@@ -206,7 +206,9 @@ class _Split:
         groups = questions_by_image(self.dataset.samples)
         wanted = [image_key(self.dataset.samples[index]) for index in named]
         images = [image for image in dict.fromkeys(wanted) if image in groups]
-        images = images or spread(list(groups), _PAIR_IMAGES)
+        if not images:
+            everything = list(groups)
+            images = [everything[place] for place in spread(range(len(everything)), _PAIR_IMAGES)]
         asked = [index for image in images for index in groups[image]]
         seen = self._survey(asked, "images with two questions")
         pair = most_different(seen, [groups[image] for image in images])

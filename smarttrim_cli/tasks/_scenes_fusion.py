@@ -38,7 +38,9 @@ from smarttrim_cli.tasks._scenes_truth import PatchLosses, matching_loss, patche
 class FusionLosses(nn.Module):
     """All losses of a step. The backbone is held but not registered: its parameters belong to the model."""
 
-    def __init__(self, task: Any, backbone: nn.Module, processor: Processor) -> None:
+    word_attributes: Tensor
+
+    def __init__(self, task: Any, backbone: Any, processor: Processor) -> None:
         super().__init__()
         self.task, self._backbone = task, (backbone,)
         width = backbone.options.vision.config.hidden_size

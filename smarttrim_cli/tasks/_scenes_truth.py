@@ -127,9 +127,8 @@ class PatchLosses(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.neighbour_weight = grid, neighbour_weight
-        self.sizes = (len(COLORS) + 1, len(SHAPES) + 1, len(SIZES) + 1, cells + 1, cells + 1)
-        if grounds:
-            self.sizes = (*self.sizes, len(GROUNDS) + 1)
+        sizes = [len(COLORS) + 1, len(SHAPES) + 1, len(SIZES) + 1, cells + 1, cells + 1]
+        self.sizes = (*sizes, len(GROUNDS) + 1) if grounds else tuple(sizes)
         self.attributes = nn.Linear(width, sum(self.sizes))
         self.neighbours = nn.Linear(width, 4 * sum(self.sizes[:2]))
 

@@ -204,7 +204,7 @@ class RetrievalTask(DataTask):
         if not isinstance(output, Ranking):
             return ranking
         matching = F.cross_entropy(output.matching.float(), batch.targets["matching"])
-        return ranking + self.options.matching_weight * matching  # type: ignore[no-any-return]
+        return ranking + self.options.matching_weight * matching
 
     def logits(self, output: Any, batch: Batch) -> Tensor:
         """The scores (B, K)."""

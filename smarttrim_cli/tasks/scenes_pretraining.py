@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +121,13 @@ class _ImageDataset(Dataset[ImageItem]):
         )
 
 
-class _WithTruth:
+if TYPE_CHECKING:
+    _Beside = vqa.VqaTask
+else:
+    _Beside = object
+
+
+class _WithTruth(_Beside):
     """What the task adds to VQA: images with all their questions and the ground truth, and losses on it."""
 
     losses: Callable[..., nn.Module]
@@ -129,7 +135,7 @@ class _WithTruth:
     def __init__(self, options: Options, log: Callable[[str], None]) -> None:
         if options.data["name"] != "scenes":
             raise UserError("scenes_pretraining needs the ground truth of the scenes", where="task.data.name")
-        super().__init__(options, log)  # type: ignore[call-arg]
+        super().__init__(options, log)
         self.grid = 0
         scenes: Any = registry.options("data", options.data)
         self.grid_cells, self.names_grounds = int(scenes.grid), bool(scenes.name_grounds)
@@ -139,7 +145,7 @@ class _WithTruth:
     ) -> Dataset[Any]:
         """Images with all their questions for training, questions otherwise."""
         if not training:
-            return super().dataset(split, processor, limit=limit)  # type: ignore[misc]
+            return super().dataset(split, processor, limit=limit)
         assert self.folder is not None
         truth = read_truth(self.folder, split)
         return _ImageDataset(self.samples(split, labelled=True), truth, processor, self.grid)
@@ -159,7 +165,7 @@ class _WithTruth:
         batch.targets["side"] = torch.tensor([anchor_side(sample.text) for sample in batch.samples])
         return batch
 
-    def auxiliary(self, backbone: nn.Module, processor: Processor) -> nn.Module:
+    def auxiliary(self, backbone: Any, processor: Processor) -> nn.Module:
         """The losses; they fix the patch grid that the data set uses."""
         self.grid = int(math.isqrt(backbone.token_counts(1)["vision"] - 1))
         return type(self).losses(self, backbone, processor)
@@ -168,7 +174,9 @@ class _WithTruth:
 class CoAttentionLosses(nn.Module):
     """All losses of a step. The backbone is held but not registered: its parameters belong to the model."""
 
-    def __init__(self, task: Any, backbone: nn.Module, processor: Processor) -> None:
+    word_attributes: Tensor
+
+    def __init__(self, task: Any, backbone: Any, processor: Processor) -> None:
         super().__init__()
         self.task, self._backbone = task, (backbone,)
         width = backbone.options.hidden_size

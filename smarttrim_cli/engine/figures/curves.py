@@ -146,7 +146,7 @@ def _losses(axes: Axes, training: History) -> None:
         positive = [value for value in values if value > 0]
         if positive:
             dashes = (0, (5, 2)) if name == "distillation" else "-"
-            look = {"linestyle": dashes, "linewidth": 1.6, "marker": _dot(values)}
+            look: dict[str, Any] = {"linestyle": dashes, "linewidth": 1.6, "marker": _dot(values)}
             axes.plot(steps, values, color=color, label=name, **look)
             drawn += positive
     if max(drawn, default=1.0) > _LOG_ABOVE * min(drawn, default=1.0):
