@@ -10,8 +10,22 @@ from torch import Tensor
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file that others may read if the umask allows; the library's own is the user's."""
+    """Write a safetensors file of tensors on any device; those tied together are written under every name.
+
+    Others may read the file if the umask allows; the library's own is the user's.
+    """
     path.touch()
     mode = path.stat().st_mode
-    save_file(dict(tensors), str(path))
+    save_file(_plain(tensors), str(path))
     path.chmod(mode)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, and none in the memory of another."""
+    plain: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        plain[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+        places.add(tensor.data_ptr())
+    return plain

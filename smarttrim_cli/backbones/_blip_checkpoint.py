@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,19 @@ def adapt(model: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], li
     tensors = _tied(_twinned(tensors) if model.form.images == 2 else tensors)
     own, lines = model.state_dict()[_POSITIONS], []
     found = tensors.get(_POSITIONS)
-    if found is not None and found.shape[1] != own.shape[1] and found.shape[2] == own.shape[2]:
+    if found is not None and _is_of_another_grid(found, own):
         tensors[_POSITIONS] = resize_positions(found, own.shape[1])
         before, after = (round((n - 1) ** 0.5) for n in (found.shape[1], own.shape[1]))
         lines = [f"{_POSITIONS} from {before}x{before} to {after}x{after} patches"]
     return tensors, lines
+
+
+def _is_of_another_grid(found: Tensor, own: Tensor) -> bool:
+    """Whether position embeddings are those of another square grid; all else does not fit, and is named."""
+    if found.dim() != 3 or found.shape[1] == own.shape[1] or found.shape[2] != own.shape[2]:
+        return False
+    patches = found.shape[1] - 1
+    return patches > 0 and isqrt(patches) ** 2 == patches
 
 
 def resize_positions(positions_1ND: Tensor, size: int) -> Tensor:

@@ -101,7 +101,7 @@ def _fitted(name: str, value: Tensor, shape: torch.Size) -> Tensor:
         return resized_positions(value, shape[1] - 1)[None]
     if name.endswith("relative_position_bias_table") and value.dim() == 2:
         return _resized_grid(value, shape[0])
-    if name == "token_type_embeddings.weight" and len(value) > 1:
+    if name == "token_type_embeddings.weight" and value.dim() == 2 and len(value) > 1:
         return value[[min(row, len(value) - 1) for row in range(shape[0])]]
     return value
 
@@ -110,9 +110,9 @@ def adapt(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Tenso
     """Weights of a model of another resolution made to fit, and a line on everything that was resized."""
     own, result, lines = model.state_dict(), dict(tensors), []
     for name, value in tensors.items():
-        if name == "vit_model.pos_embed" and name in own:
+        if name == "vit_model.pos_embed" and name in own and value.dim() == 3:
             result[name] = resized_positions(value[0], own[name].shape[1] - 1)[None]
-        elif name.endswith("relative_position_bias_table") and name in own:
+        elif name.endswith("relative_position_bias_table") and name in own and value.dim() == 2:
             result[name] = _resized_grid(value, own[name].shape[0])
         if result[name].shape != value.shape:
             lines.append(f"{name}: {tuple(value.shape)} to {tuple(result[name].shape)}")
@@ -135,7 +135,7 @@ def resized_positions(positions_GD: Tensor, grid: int) -> Tensor:
 
 def _resized_grid(values_GD: Tensor, wanted: int) -> Tensor:
     before, after = isqrt(len(values_GD)), isqrt(wanted)
-    if len(values_GD) == wanted or before**2 != len(values_GD) or after**2 != wanted:
+    if len(values_GD) in (0, wanted) or before**2 != len(values_GD) or after**2 != wanted:
         return values_GD
     image = values_GD.T.reshape(1, -1, before, before)
     image = F.interpolate(image, size=(after, after), mode="bicubic", align_corners=False)

@@ -132,8 +132,19 @@ def _describe_exception(error: Exception) -> tuple[str, int]:
         return f"error: the disk is full: {place}\n  free some space, or write elsewhere (output_dir)", 1
     if isinstance(error, OSError) and number in _REFUSED and error.filename:
         return f"error: {error.filename}: {error.strerror}", 2
+    if _has_lost_another(error, text):
+        return f"failed: another process of this run has ended; what it said tells why ({text[:120]})", 1
     message = f"internal error: {type(error).__name__}: {text}"
     return f"{message}\n  please report this; with --debug the command shows the traceback", 1
+
+
+def _has_lost_another(error: Exception, text: str) -> bool:
+    """Whether an error is that of a process whose group has lost a member."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    of_a_backend = "gloo" in text or "NCCL" in text or isinstance(error, distributed.DistError)
+    return isinstance(error, RuntimeError) and of_a_backend
 
 
 def _failure(console: Console, text: str, code: int) -> typer.Exit:

@@ -176,9 +176,9 @@ def save_model(folder: Path, bundle: Bundle) -> None:
     """Write a model folder (which exists and is empty)."""
     config = {"format": FORMAT, "version": 1, "smarttrim_version": smarttrim_cli.__version__, **bundle.config}
     config["threshold"] = float(bundle.model.threshold)
-    save_tensors(_plain(bundle.model.backbone.state_dict()), folder / WEIGHTS)
+    save_tensors(bundle.model.backbone.state_dict(), folder / WEIGHTS)
     if bundle.model.sites:
-        save_tensors(_plain(bundle.model.trimmers.state_dict()), folder / TRIMMERS)
+        save_tensors(bundle.model.trimmers.state_dict(), folder / TRIMMERS)
     bundle.processor.save(folder)
     bundle.task.save_labels(folder)
     write_json(folder / CONFIG, config)
@@ -267,17 +267,6 @@ def build_task(section: Mapping[str, Any], backbone: str, log: Any) -> Task:
             hint=f"it has: {', '.join(forms)}",
         )
     return plugin.build(registry.options("tasks", section), log, forms[plugin.FORM])
-
-
-def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as a safetensors file wants them; what the host ties together is written under both names."""
-    plain: dict[str, Tensor] = {}
-    places: set[int] = set()
-    for name, tensor in state.items():
-        tensor = tensor.detach().cpu().contiguous()
-        plain[name] = tensor.clone() if tensor.data_ptr() in places else tensor
-        places.add(tensor.data_ptr())
-    return plain
 
 
 def parameter_count(module: nn.Module) -> int:

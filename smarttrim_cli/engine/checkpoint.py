@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,13 +40,11 @@ def save_checkpoint(trainer: Trainer) -> None:
     name = f"step-{progress.step}" if progress.step else f"warmup-{progress.warmup_step}"
     path = trainer.run.path / "checkpoints" / name
     states = accelerator.gather(_random_bytes().to(accelerator.device)[None]).cpu()
+    stored = {**asdict(progress), "sums": trainer.log.over_processes(progress.sums)}
     if not accelerator.is_main_process:
         return
     with new_folder(path) as folder:
-        weights = {
-            name: value.detach().cpu().contiguous() for name, value in trainer.objective.state_dict().items()
-        }
-        save_tensors(weights, folder / "weights.safetensors")
+        save_tensors(trainer.objective.state_dict(), folder / "weights.safetensors")
         state = {
             "optimizer": trainer.optimizer.state_dict(),
             "scheduler": trainer.scheduler.state_dict(),
@@ -53,7 +53,7 @@ def save_checkpoint(trainer: Trainer) -> None:
         }
         with (folder / "state.pt").open("wb") as file:  # a path would hide that the disk is full
             torch.save(state, file)
-        write_json(folder / "state.json", {**asdict(trainer.progress), "total_steps": trainer.total_steps})
+        write_json(folder / "state.json", {**stored, "total_steps": trainer.total_steps})
 
 
 def load_checkpoint(path: Path, trainer: Trainer) -> dict[str, Any]:
@@ -71,21 +71,30 @@ def load_checkpoint(path: Path, trainer: Trainer) -> dict[str, Any]:
             hint="resume with the recipe, batch size and number of processes of the interrupted run",
         )
     _check_warmup(progress, trainer, path)
+    with _damage_named(path / "state.pt"):
+        state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+        processes = len(state["random"])
+    _check_processes(processes, trainer, path)
     weights = path / "weights.safetensors"
     load_into(trainer.objective, read_tensors(weights), str(weights))
-    try:
-        state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+    with _damage_named(path / "state.pt"):
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.scheduler.load_state_dict(state["scheduler"])
         if trainer.accelerator.scaler is not None and state["scaler"] is not None:
             trainer.accelerator.scaler.load_state_dict(state["scaler"])
         _restore_random(state, trainer.accelerator.process_index)
+    return progress
+
+
+@contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    try:
+        yield
     except _DAMAGED as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"the checkpoint is damaged: {reason}", where=str(path / "state.pt"), hint=_OTHER_CHECKPOINT
+            f"the checkpoint is damaged: {reason}", where=str(file), hint=_OTHER_CHECKPOINT
         ) from error
-    return progress
 
 
 def _check_warmup(progress: dict[str, Any], trainer: Trainer, path: Path) -> None:
@@ -99,6 +108,17 @@ def _check_warmup(progress: dict[str, Any], trainer: Trainer, path: Path) -> Non
             f"the checkpoint has {done} warm-up steps behind it, this run has {planned}",
             where=str(path),
             hint="resume with the strategy.guidance_warmup of the interrupted run",
+        )
+
+
+def _check_processes(before: int, trainer: Trainer, path: Path) -> None:
+    """Refuse a checkpoint of another number of processes: batches would be others."""
+    now = trainer.accelerator.num_processes
+    if before != now:
+        raise UserError(
+            f"the checkpoint is from a run of {before} processes, this one has {now}",
+            where=str(path),
+            hint="resume with as many (torchrun --nproc-per-node)",
         )
 
 
@@ -143,8 +163,8 @@ def _random_bytes() -> torch.Tensor:
 
 
 def _restore_random(state: dict[str, Any], rank: int) -> None:
-    own = state["random"][rank if rank < len(state["random"]) else 0]
+    own = state["random"][rank].clone()  # of a part of another tensor torch crashes
     size = len(torch.get_rng_state())
     torch.set_rng_state(own[:size])
     if torch.cuda.is_available() and len(own) > size:
-        torch.cuda.set_rng_state(own[size:])
+        torch.cuda.set_rng_state(own[size:].clone())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.checkpoint import save_checkpoint
 from smarttrim_cli.engine.inference import batches, to_device
 from smarttrim_cli.engine.validation import save, validate
@@ -46,7 +49,8 @@ def _calibrated_or_kept(trainer: Trainer) -> Calibration | None:
     """The calibration; if it fails in any process, all of them write a checkpoint together and stop."""
     calibration, failure = None, None
     try:
-        calibration = calibrate_budget(trainer)
+        with _restored_if_it_fails(trainer.bundle):
+            calibration = calibrate_budget(trainer)
     except (Exception, KeyboardInterrupt) as error:
         failure = error
     if trainer.mean_over_processes(float(failure is not None)) > 0:
@@ -55,6 +59,20 @@ def _calibrated_or_kept(trainer: Trainer) -> Calibration | None:
             "another process could not calibrate the budget", where=str(trainer.run.path)
         )
     return calibration
+
+
+@contextmanager
+def _restored_if_it_fails(bundle: Bundle) -> Iterator[None]:
+    """Trimmers that were taken out come back, and the threshold is that of training again."""
+    model, described = bundle.model, dict(bundle.config["trimmers"])
+    threshold, trimmers = model.threshold.clone(), dict(model.trimmers.items())
+    try:
+        yield
+    except BaseException:
+        model.threshold.copy_(threshold)
+        model.trimmers.update(trimmers)
+        bundle.config["trimmers"] = described
+        raise
 
 
 def _keep_training(trainer: Trainer) -> None:

@@ -152,6 +152,12 @@ def write_official(folder: Path, bundle: Bundle) -> str:
 
 
 def _refuse_taken(out: Path, overwrite: bool) -> None:
+    if out.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise UserError(
+            "the command runs in this folder, so it cannot be replaced",
+            where=f"--out {out}",
+            hint="name a new folder",
+        )
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() and not overwrite:

@@ -83,6 +83,7 @@ def finetune(
     if checkpoint is not None:
         refuse_other_recipe(checkpoint, stored)
         trainer.resume(checkpoint)
+        accelerator.wait_for_everyone()  # nothing is removed unless all of them can go on from it
     first = trainer.progress.step
     if accelerator.is_main_process:  # nothing of an earlier run is touched before all of the above is well
         if overwrite and checkpoint is None:

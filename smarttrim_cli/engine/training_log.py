@@ -38,14 +38,14 @@ class TrainingLog:
 
     def training(self, progress: Progress, more: Mapping[str, float]) -> dict[str, float]:
         """The losses since the last time, and more of the present step; what was written."""
-        record = self._over_processes(progress.take_means()) | dict(more)
+        record = self.over_processes(progress.take_means()) | dict(more)
         self._write({"step": progress.step}, progress, record)
         self._track("", record, progress.step)
         return record
 
     def warmup(self, progress: Progress) -> dict[str, float]:
         """The losses of a warm start since the last time."""
-        record = self._over_processes(progress.take_means())
+        record = self.over_processes(progress.take_means())
         place = {"step": progress.step, "phase": "warmup", "warmup_step": progress.warmup_step}
         self._write(place, progress, record)
         self._track("warmup/", record, progress.warmup_step)
@@ -65,13 +65,13 @@ class TrainingLog:
             for name, value in record.items():
                 self._tracker.add_scalar(f"{prefix}{name}", value, step)
 
-    def _over_processes(self, means: dict[str, float]) -> dict[str, float]:
-        """Means of all processes as one; each has seen batches of its own."""
-        if self.accelerator.num_processes == 1 or not means:
-            return means
-        values = torch.tensor([means[name] for name in sorted(means)], device=self.accelerator.device)
-        reduced = self.accelerator.reduce(values, reduction="mean").tolist()
-        return dict(zip(sorted(means), reduced, strict=True))
+    def over_processes(self, own: dict[str, float]) -> dict[str, float]:
+        """The numbers of every process, each of which has seen batches of its own, as their means."""
+        if self.accelerator.num_processes == 1 or not own:
+            return own
+        values = torch.tensor([own[name] for name in sorted(own)], device=self.accelerator.device).double()
+        means = self.accelerator.reduce(values, reduction="mean").tolist()
+        return dict(zip(sorted(own), means, strict=True))
 
 
 def _tensorboard(recipe: Recipe) -> Any:

@@ -249,6 +249,16 @@ def test_a_file_of_other_sizes_is_refused_by_name() -> None:
         blip.load_official(model, GOLDEN / "blip_vqa_tiny.safetensors", lambda line: None)
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 48), (1, 1, 48), (10, 48), (48,), ()])
+def test_positions_of_no_grid_are_refused_by_name(shape: tuple[int, ...], tmp_path: Path) -> None:
+    state = load_file(str(GOLDEN / "blip_vqa_tiny.safetensors"))
+    torch.save({"model": {**state, "visual_encoder.pos_embed": torch.zeros(shape)}}, tmp_path / "odd.pth")
+    model = blip.build(blip.Options(**SECTION), Form("vqa"))
+    with pytest.raises(UserError, match="position_embedding") as caught:
+        blip.load_official(model, tmp_path / "odd.pth", lambda line: None)
+    assert str(shape) in str(caught.value)
+
+
 def test_a_file_without_the_decoder_is_refused(tmp_path: Path) -> None:
     state = load_file(str(GOLDEN / "blip_vqa_tiny.safetensors"))
     torch.save({"model": {k: v for k, v in state.items() if "decoder" not in k}}, tmp_path / "itm.pth")

@@ -303,6 +303,18 @@ def test_a_grid_that_is_not_square_is_not_resized(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("official", "ours", "shape"),
+    [
+        ("vit_model.visual.positional_embedding", "vit_model.pos_embed", (1, 128)),
+        ("token_type_embeddings.weight", "token_type_embeddings.weight", ()),
+    ],
+)
+def test_odd_shapes_are_named(official: str, ours: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    message = refused(golden.fresh(), saved(tmp_path, {**without(), official: torch.zeros(shape)}))
+    assert f"shape of {ours}: " in message
+
+
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     message = refused(golden.fresh(), saved(tmp_path, {"encoder.weight": torch.zeros(2)}))
     assert "not a checkpoint of this backbone" in message and "encoder.weight" in message

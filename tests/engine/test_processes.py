@@ -17,10 +17,12 @@ from typer.testing import CliRunner
 from smarttrim_cli.cli.app import app
 from smarttrim_cli.engine.devices import several_on_cpu
 from smarttrim_cli.engine.evaluate import evaluate
+from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.engine.sharing import Share, leave_group
+from smarttrim_cli.errors import UserError
 from tests.engine.test_steering import GUIDED
-from tests.engine.tiny_run import metrics
+from tests.engine.tiny_run import metrics, tiny_recipe, tree
 
 ROOT = Path(__file__).resolve().parents[2]
 _SCRIPT = f"""
@@ -52,6 +54,24 @@ try:
     finetune(tiny_recipe(Path(sys.argv[1]), "train.max_steps=2", "evaluate.max_instances=8"))
 except SmartTrimError as error:
     print(f"process {os.environ['RANK']}: {error.message}", flush=True)
+"""
+
+
+_RESUMES = """
+import shutil, sys
+from pathlib import Path
+import torch
+from smarttrim_cli.engine.finetune import finetune
+from tests.engine.tiny_run import tiny_recipe
+
+folder = Path(sys.argv[1])
+settings = ("train.max_steps=5", "train.save_steps=3", "logging.logging_steps=2", "evaluate.max_instances=8")
+finetune(tiny_recipe(folder, *settings))
+if torch.distributed.get_rank() == 0:
+    shutil.copytree(folder / "run", folder / "whole")
+torch.distributed.barrier()
+torch.manual_seed(999)
+finetune(tiny_recipe(folder, *settings), resume=str(folder / "run/checkpoints/step-3"))
 """
 
 
@@ -92,6 +112,20 @@ def test_a_calibration_that_fails_in_one_process_stops_all(tmp_path: Path) -> No
     assert "process 0: another process could not calibrate the budget" in said
     assert (tmp_path / "run/checkpoints/step-2/state.json").exists()
     assert not (tmp_path / "run/model").exists()
+
+
+def test_processes_resume_bit_identically(tmp_path: Path) -> None:
+    """A checkpoint between two lines of the log; with another number of processes it is refused."""
+    script = tmp_path / "run.py"
+    script.write_text(_RESUMES, encoding="utf-8")
+    launched(str(script), str(tmp_path), where=tmp_path)
+    rows = [approximately(row) for row in metrics(tmp_path / "whole")]  # sums of means are rounded
+    assert metrics(tmp_path / "run") == rows
+    assert tree(tmp_path / "run/model") == tree(tmp_path / "whole/model")
+    before = tree(tmp_path / "run")
+    with pytest.raises(UserError, match="from a run of 2 processes, this one has 1"):
+        finetune(tiny_recipe(tmp_path, "train.max_steps=5"), resume=str(tmp_path / "run/checkpoints/step-3"))
+    assert tree(tmp_path / "run") == before
 
 
 def test_processes_evaluate_their_parts(trained: Path, tmp_path: Path) -> None:

@@ -259,6 +259,29 @@ def test_what_was_trained_outlives_a_calibration_that_fails(
     assert summary["steps"] == 2 and (tmp_path / "run/model/config.json").exists()
 
 
+def test_trimmers_outlive_a_calibration_that_fails_after_taking_them_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = "pruning.calibrate={remove_unprofitable: true, call_macs: 1.0e+9, tolerance: 0.02}"
+    recipe = tiny_recipe(tmp_path, "train.max_steps=2", "train.save_steps=2", settings)
+    calls, calibrate = [], ending.calibrate
+
+    def second_fails(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return calibrate(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ending, "calibrate", second_fails)
+        finetune(recipe)
+    finetune(recipe, resume="auto")
+    (tmp_path / "other").mkdir()
+    whole = tiny_recipe(tmp_path / "other", "train.max_steps=2", "train.save_steps=2", settings)
+    finetune(whole)
+    assert tree(tmp_path / "run/model") == tree(tmp_path / "other/run/model")
+
+
 def test_results_of_a_model_do_not_outlive_it(stopped: Path) -> None:
     """Going on from an earlier checkpoint makes another model: what was measured of the last one goes."""
     run = stopped / "run"
