@@ -180,14 +180,11 @@ def check_output(path: Path | None, option: str = "--output") -> None:
         return
     from smarttrim_cli.engine.files import check_writable
 
-    where = f"{option} {path}"
-    if path.is_dir():
-        raise UserError("is a directory, not a file", where=where)
+    check_writable(path, option)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make its folder: {error.strerror}", where=where) from error
-    check_writable(path, option)
+        raise UserError(f"cannot make its folder: {error.strerror}", where=f"{option} {path}") from error
 
 
 def deliver(console: Console, result: Any, text: str, *, as_json: bool, output: Path | None) -> None:

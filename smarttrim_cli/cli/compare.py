@@ -65,11 +65,19 @@ def compare(
     """
     if as_json and form not in (None, Format.JSON):
         raise UserError(f"--json and --format {form.value} contradict each other", hint="give one of them")
+    from smarttrim_cli.cli import render_compare
+
     chosen = "json" if as_json else (form or Format.TEXT).value
     requirements = parse_requirements(require)
     check_output(output)
+    endings = render_compare.ENDINGS
+    if output is not None and output.suffix.lower() not in endings and not (form or as_json):
+        raise UserError(
+            "its ending says no form of the table",
+            where=f"--output {output}",
+            hint=f"{', '.join(endings)}; or --format",
+        )
     check_output(plot, "--plot")
-    from smarttrim_cli.cli import render_compare
     from smarttrim_cli.engine.compare import compare as run
     from smarttrim_cli.engine.files import write_text
 

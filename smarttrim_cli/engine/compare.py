@@ -123,7 +123,7 @@ def _check_methods(results: Sequence[Result], reference: str, methods: Sequence[
     asked += [("--reference", reference)] if reference != FULL else []
     for option, name in asked:
         if name not in known:
-            hint = f"methods: {', '.join(known)}"
+            hint = f"methods: {', '.join([*known, *([FULL] if option == '--reference' else [])])}"
             raise UserError("no such method", where=f"{option} {name}", hint=hint)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from smarttrim_cli.errors import UserError
 
+_THREADS_PER_PROCESSOR = 64
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
 
 
@@ -23,10 +24,25 @@ def best_device(name: str | None = None, where: str = "--device") -> torch.devic
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} is not available: {error}", where=where) from error
+        float(torch.zeros(1, device=device))  # "meta" makes tensors, and has no values
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise UserError(f"device {name!r} is not available: {reason}", where=where) from error
     return device
+
+
+def set_threads(number: int, where: str) -> None:
+    """Let torch compute with so many CPU threads; ``where`` the number was named, for the error.
+
+    Raises:
+        UserError: They are far more than the machine has processors; torch would fail, or crash.
+    """
+    most = _THREADS_PER_PROCESSOR * (os.cpu_count() or 1)
+    if number > most:
+        raise UserError(
+            f"{number} threads on {os.cpu_count()} processors", where=where, hint=f"at most {most}"
+        )
+    torch.set_num_threads(number)
 
 
 def several_on_cpu() -> bool:

@@ -20,7 +20,7 @@ from smarttrim_cli.engine.runs import find_subject, require_model, warn_of_unuse
 from smarttrim_cli.engine.scores import as_published, collapse_warning, paired, per_pair, score_summary
 from smarttrim_cli.engine.sharing import Share, share_of_this_process
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.recipe import Recipe
+from smarttrim_cli.recipe import Recipe, resolved_dict
 from smarttrim_cli.tasks.base import Record, Task
 from smarttrim_cli.tasks.records import read_records
 
@@ -57,8 +57,8 @@ def evaluate(
         and GMACs, without trimmers ``full`` alone; ``difference`` (trimmed minus full, paired, 95 %);
         ``speedup.macs``; ``baselines``; ``split`` and ``count``. On scenes also ``relevance``,
         ``relevance_patches`` and ``difficulty`` (:mod:`.relevance`). Of stored predictions ``missing``: how
-        many instances have none. Of several processes (``torchrun``) each runs its part of the split; all but
-        the first return nothing, and write nothing.
+        many instances have none. ``recipe``: what the run was trained by. Of several processes (``torchrun``)
+        each runs its part of the split; all but the first return nothing, and write nothing.
     """
     reporter = reporter or SilentReporter()
     check_writable(predictions_out, "--predictions-out")
@@ -102,7 +102,7 @@ def evaluate(
         )
     if stored and baselines:
         run.merge_summary(report)
-    return report
+    return report | {"recipe": resolved_dict(recipe)}
 
 
 def _predictions(
@@ -227,4 +227,4 @@ def _rescore(
         full = task.rescore(swapped, name)
         report["full"] = task.summarize(full)
         report["difference"] = paired(trimmed, full)
-    return report
+    return report | {"recipe": resolved_dict(recipe)}

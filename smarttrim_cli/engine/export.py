@@ -67,7 +67,7 @@ def export(
     """
     reporter = reporter or SilentReporter()
     _refuse_taken(out, overwrite)
-    check_writable(out, "--out")
+    check_writable(out, "--out", folder=True)
     subject = find_subject(target, overrides)
     run = require_model(subject, target)
     warn_of_unused(overrides, reporter)

@@ -46,14 +46,18 @@ def finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def check_writable(path: Path | None, where: str) -> None:
-    """Refuse a path that cannot be written, before the work is done; leaves nothing behind.
+def check_writable(path: Path | None, where: str, *, folder: bool = False) -> None:
+    """Refuse a file, or a folder, that cannot be written, before the work is done; leaves nothing behind.
 
     Raises:
-        UserError: A folder above it is a file, may not be written to, or takes no files.
+        UserError: It is the other of the two, or a folder above it is a file, may not be written to, or takes
+            no files.
     """
     if path is None:
         return
+    if path.is_dir() != folder and path.exists():
+        kinds = ("a file, not a directory", "a directory, not a file")
+        raise UserError(f"is {kinds[path.is_dir()]}", where=f"{where} {path}", hint="choose another place")
     above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     problem = None
     if not above.is_dir() and above != path:

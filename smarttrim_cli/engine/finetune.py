@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
@@ -13,7 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from smarttrim_cli.data.samples import is_labelled
 from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.build import build, completed, plan_for
-from smarttrim_cli.engine.devices import several_on_cpu
+from smarttrim_cli.engine.devices import set_threads, several_on_cpu
 from smarttrim_cli.engine.ending import finish
 from smarttrim_cli.engine.files import check_writable
 from smarttrim_cli.engine.plan import describe_plan
@@ -56,12 +56,14 @@ def finetune(
     """
     reporter = reporter or SilentReporter()
     run = Run(Path(recipe.output_dir))
+    if resume is not None and overwrite:
+        raise UserError("--resume and --overwrite contradict each other", hint="give one of them")
     if not dry_run:
         _refuse_taken(run, resume, overwrite)
-        check_writable(run.path, "output_dir")
+        check_writable(run.path, "output_dir", folder=True)
     checkpoint = None if dry_run else checkpoint_to_resume(run, resume)
     if recipe.train.num_threads:
-        torch.set_num_threads(recipe.train.num_threads)
+        set_threads(recipe.train.num_threads, "train.num_threads")
     AcceleratorState._reset_state()  # of an earlier run in this process: it fixes the precision
     accelerator = Accelerator(
         cpu=several_on_cpu(),
@@ -84,16 +86,27 @@ def finetune(
         refuse_other_recipe(checkpoint, stored)
         trainer.resume(checkpoint)
         accelerator.wait_for_everyone()  # nothing is removed unless all of them can go on from it
-    first = trainer.progress.step
-    if accelerator.is_main_process:  # nothing of an earlier run is touched before all of the above is well
-        if overwrite and checkpoint is None:
+    with run.claimed() if accelerator.is_main_process else nullcontext():
+        return _train(trainer, stored, checkpoint, resume, overwrite)
+
+
+def _train(
+    trainer: Trainer, stored: Recipe, checkpoint: Path | None, resume: str | None, overwrite: bool
+) -> dict[str, Any]:
+    """Training and its end; nothing of an earlier run is touched before all that it needs is well."""
+    run, progress = trainer.run, trainer.progress
+    first = progress.step
+    if trainer.accelerator.is_main_process:
+        _refuse_taken(run, resume, overwrite)  # again: another process may have been there meanwhile
+        if overwrite:
             run.clear()
         run.start(stored)
         if checkpoint is not None:
             trainer.go_back()
-        run.rewind(first, trainer.progress.warmup_step, ended=first == trainer.total_steps)
+        run.rewind(first, progress.warmup_step, ended=first == trainer.total_steps)
     trainer.train()
-    if accelerator.is_main_process and first < trainer.total_steps:  # else it is the model that was there
+    trained = first < trainer.total_steps  # else it is the model that was there
+    if trainer.accelerator.is_main_process and trained:
         run.forget_results()
     return finish(trainer)
 

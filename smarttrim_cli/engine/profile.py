@@ -18,7 +18,7 @@ from smarttrim_cli.engine.artifact import load_model
 from smarttrim_cli.engine.breakdown import breakdown
 from smarttrim_cli.engine.build import build, section_of
 from smarttrim_cli.engine.costs import add_counts
-from smarttrim_cli.engine.devices import best_device, describe_environment, synchronize
+from smarttrim_cli.engine.devices import best_device, describe_environment, set_threads, synchronize
 from smarttrim_cli.engine.flops import flop_counter_macs
 from smarttrim_cli.engine.inference import Predictions, batches, make_ready, to_device
 from smarttrim_cli.engine.macs import measured_macs
@@ -84,7 +84,7 @@ def profile(
     """
     reporter = reporter or SilentReporter()
     if threads is not None:
-        torch.set_num_threads(threads)
+        set_threads(threads, "--threads")
     where = best_device(device)
     if single_instance and batch_size not in (None, 1):
         raise UserError("--single-instance and --batch-size exclude each other", where="--batch-size")

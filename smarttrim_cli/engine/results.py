@@ -1,10 +1,11 @@
 """The result of one run, whatever it was stored as: a run directory, a JSON file, or folders of these.
 
-A result file holds what ``evaluate`` returns (``summary.json`` of a run, ``evaluate --output``), and may name
-``method``, ``task``, ``density``, ``ratio`` or ``retention`` (a share of heads), and ``seed``, as
-``benchmarks/study.py`` does. Other splits may be inside, each a result of its own. Scores of single
-instances, for paired tests, come from ``predictions.jsonl`` in the run directory (of ``x.json``:
-``x.predictions.jsonl``), or from ``scores`` of a side: a list, or a text of 0 and 1.
+A result file holds what ``evaluate`` returns (``summary.json`` of a run, ``evaluate --output``, which has the
+recipe inside), and may name ``method``, ``task``, ``density``, ``ratio`` or ``retention`` (a share of heads),
+and ``seed``, as ``benchmarks/study.py`` does. Other splits may be inside, each a result of its own.
+
+Scores of single instances, for paired tests, come from ``predictions.jsonl`` in the run directory (of
+``x.json``: ``x.predictions.jsonl``), or from ``scores`` of a side: a list, or a text of 0 and 1.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import yaml
 
 from smarttrim_cli.engine.result_keys import check_result
 from smarttrim_cli.engine.runs import Run, is_run
-from smarttrim_cli.errors import UserError
+from smarttrim_cli.errors import UserError, some
 from smarttrim_cli.recipe.flat import BESIDE_TRAINING, flat, is_in
 from smarttrim_cli.tasks.records import read_records
 
 PREDICTIONS = "predictions.jsonl"
+NAMELESS = "task not named"
 _PLACE = ("method", "task", "density", "ratio", "retention", "seed")
 _SCORE_TOLERANCE = 1e-3
 _SWITCHES = ("stable_init", "curriculum", "self_distillation")
@@ -115,6 +117,9 @@ def read_results(targets: Sequence[str]) -> tuple[list[Result], list[str]]:
                 remarks.append(f"left out, no result: {place}")
             else:
                 results += _results(place, content, name)
+    nameless = [result.source for result in results if result.task == NAMELESS]
+    if nameless and len(results) > 1:
+        remarks.append(f"of which task they are is not in {some(nameless)}: they share a table")
     if not results:
         raise UserError("no results there", where=", ".join(targets), hint="smarttrim evaluate RUN")
     return results, remarks
@@ -192,7 +197,7 @@ def _result(
         raise UserError("no scores of a model in it", where=str(place), hint=hint)
     check_result(content, str(place / "summary.json" if place.is_dir() else place))
     metric = str(content.get("metric", "accuracy"))
-    recipe = _recipe(place)
+    recipe = _recipe(place) or _recipe_inside(content)
     speedups = content.get("speedup") or {}
     trimmed, full = content.get("trimmed"), content.get("full")
     sides = {
@@ -206,7 +211,7 @@ def _result(
     return Result(
         source=str(place),
         method=name or str(content.get("method") or _method(recipe) or place.stem),
-        task=str(content.get("task") or _task(recipe) or "task not named"),
+        task=str(content.get("task") or _task(recipe) or NAMELESS),
         data=str(content.get("density") or data.get("name") or ""),
         split=content.get("split"),
         metric=metric,
@@ -281,6 +286,12 @@ def _recipe(place: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"not YAML ({error})", where=str(file)) from error
     return recipe if isinstance(recipe, dict) else {}
+
+
+def _recipe_inside(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe that ``evaluate`` writes beside its results; ``profile`` only names one."""
+    recipe = content.get("recipe")
+    return dict(recipe) if isinstance(recipe, dict) else {}
 
 
 def _task(recipe: Mapping[str, Any]) -> str | None:

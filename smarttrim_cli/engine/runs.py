@@ -18,9 +18,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from smarttrim_cli.data.files import read_json
 from smarttrim_cli.engine.files import finite, write_json, write_text
@@ -32,6 +35,7 @@ from smarttrim_cli.recipe.shipped import shipped_paths
 DEFAULT_RECIPE = "quickstart"
 _OF_TRAINING = ("backbone", "pruning", "strategy", "optimizer")
 _TRAINED = ("metrics.jsonl", "checkpoints", "best", "tensorboard", "model")
+_LOCK = ".lock"
 _RESULTS = ("summary.json", "predictions.jsonl", "figures")
 
 
@@ -78,6 +82,32 @@ class Run:
     def _checkpoints_of(self, phase: str) -> Iterator[Path]:
         return (self.path / "checkpoints").glob(f"{phase}-*")
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes out of the directory while it is written.
+
+        Raises:
+            UserError: Another one is at work there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / _LOCK, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                "another process is training there",
+                where=str(self.path),
+                hint="wait for it, or output_dir=... goes elsewhere",
+            ) from None
+        except NotImplementedError:  # a file system without locks
+            yield
+            return
+        try:
+            yield
+        finally:
+            (self.path / _LOCK).unlink(missing_ok=True)
+            lock.release()
+
     def start(self, recipe: Recipe) -> None:
         """Create the directory and store the resolved recipe."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -91,7 +121,7 @@ class Run:
         """
         if not self.path.is_dir():
             return []
-        ours = {*_TRAINED, *_RESULTS} | ({"recipe.yaml"} if self.metrics.is_file() else set())
+        ours = {_LOCK, *_TRAINED, *_RESULTS} | ({"recipe.yaml"} if self.metrics.is_file() else set())
         return sorted(
             path.name
             for path in self.path.iterdir()
@@ -102,7 +132,7 @@ class Run:
         """Remove everything that a run writes, and nothing else."""
         foreign = set(self.foreign())
         for path in self.path.iterdir() if self.path.is_dir() else ():
-            if path.name not in foreign:
+            if path.name not in foreign and path.name != _LOCK:
                 _remove(path)
 
     def forget_results(self) -> None:
@@ -269,6 +299,12 @@ def require_model(subject: Subject, target: str | None) -> Run:
         raise UserError(
             "no trained model there yet",
             where=str(run.path),
-            hint=f"train one first: smarttrim finetune {target or DEFAULT_RECIPE}",
+            hint=f"train one first: smarttrim finetune {_how_to_train(run, target)}",
         )
     return run
+
+
+def _how_to_train(run: Run, target: str | None) -> str:
+    if not is_run(run.path):
+        return target or DEFAULT_RECIPE
+    return f"{run.recipe_file} {'--resume auto' if run.checkpoints() else '--overwrite'}"

@@ -32,7 +32,7 @@ from smarttrim_cli.engine.figures.histogram import draw_histogram
 from smarttrim_cli.engine.figures.page import Album
 from smarttrim_cli.engine.figures.similarity import draw_similarity
 from smarttrim_cli.engine.figures.trimming import draw_questions, draw_trimming
-from smarttrim_cli.engine.files import write_json
+from smarttrim_cli.engine.files import check_writable, write_json
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.runs import Run, find_subject, require_model, warn_of_unused
 from smarttrim_cli.engine.similarity import as_json, measure
@@ -85,6 +85,9 @@ def visualize(
             where="--question",
             hint='repeat it: --question "is there a dog?" --question "what color is the car?"',
         )
+    if not all(map(str.strip, questions)):
+        raise UserError("a question is empty", where="--question")
+    check_writable(out, "--out", folder=True)
     reporter = reporter or SilentReporter()
     subject = find_subject(target, overrides)
     run = require_model(subject, target)

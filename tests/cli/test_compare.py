@@ -124,5 +124,12 @@ def test_results_of_another_kind_are_refused_by_key(
     assert run(str(file), code=2).stderr.startswith(f"error: {file}: {message}")
 
 
+def test_an_ending_without_a_form(folder: str, tmp_path: Path) -> None:
+    table = tmp_path / "table.xlsx"
+    assert ".txt, .md, .csv, .json" in run(folder, "--output", str(table), code=2).stderr
+    run(folder, "--output", str(table), "--format", "csv")
+    assert table.read_text(encoding="utf-8").startswith("task,")
+
+
 def test_a_plot_that_cannot_be_written_is_refused_first(folder: str) -> None:
     assert "--plot" in run(folder, "--plot", f"{folder}/o.json/x.png", code=2).stderr

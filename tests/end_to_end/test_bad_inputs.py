@@ -197,6 +197,15 @@ def test_not_a_run(run_here: Path) -> None:
         assert text.startswith("error: empty: not a run directory: it has no recipe.yaml")
     text = smarttrim("evaluate", "tiny.yaml", "output_dir=runs/none", code=2)
     assert "no trained model there yet" in text and "smarttrim finetune tiny.yaml" in text
+    for checkpoints, way in ((False, "--overwrite"), (True, "--resume auto")):
+        begun = Path("runs/begun")
+        begun.mkdir(exist_ok=True)
+        shutil.copy("runs/tiny/recipe.yaml", begun)
+        if checkpoints:
+            (begun / "checkpoints/step-1").mkdir(parents=True)
+        text = smarttrim("evaluate", "runs/begun", code=2)
+        assert f"smarttrim finetune {begun / 'recipe.yaml'} {way}" in text
+    shutil.rmtree(begun)
     text = smarttrim("evaluate", "runs/tiny", "--split", "tset", code=2)
     assert "no questions for split tset" in text and "test" in text
 

@@ -313,6 +313,15 @@ def test_published_points_are_those_of_the_paper() -> None:
     assert "Table" in point["source"] and "torchprofile" in published_note()
 
 
+def test_results_of_no_task_are_said_to_share_a_table(tmp_path: Path) -> None:
+    contents = [result(name, 0, "1101") for name in ("a", "b")]
+    for content in contents:
+        del content["task"]
+    listener = Listener()
+    compare([write(tmp_path / "r", *contents)], reporter=listener)
+    assert any("of which task they are" in text for text in listener.heard)
+
+
 @pytest.mark.parametrize("published", [False, True])
 def test_pictures(tmp_path: Path, published: bool) -> None:
     def with_latency(method: str, ratio: float) -> dict[str, Any]:

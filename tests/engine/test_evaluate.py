@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from smarttrim_cli.engine.artifact import load_model
+from smarttrim_cli.engine.compare import compare
 from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.inference import batches, predict
@@ -114,6 +115,21 @@ def test_from_predictions_gives_the_same_scores(
     changed = evaluate(str(tmp_path / "run"), from_predictions=tmp_path / "p.jsonl")
     lost = lines(folder / "p.jsonl")[0]["score"] / 120
     assert changed["trimmed"]["accuracy"] == pytest.approx(report["trimmed"]["accuracy"] - lost)
+
+
+def test_what_evaluate_writes_is_compared_as_its_run(
+    evaluated: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    """Of the same task, data and recipe: repetitions with another seed are one row."""
+    report, folder = evaluated
+    for seed in (1, 2):
+        recipe = {**report["recipe"], "seed": seed}
+        (tmp_path / f"{seed}.json").write_text(json.dumps({**report, "recipe": recipe}), encoding="utf-8")
+    found = compare([str(folder / "run"), str(tmp_path / "1.json"), str(tmp_path / "2.json")])
+    (group,) = found["groups"]
+    assert group["task"] == "meter/vqa" and group["data"] == "scenes"
+    (row,) = group["rows"]
+    assert row["seeds"] == 3
 
 
 def test_part_of_the_predictions_is_said_to_be_a_part(
@@ -245,6 +261,8 @@ def test_unknown_baseline_and_unwritable_files_are_found_before_the_work(
     assert "random" in str(caught.value.hint)
     (tmp_path / "file").write_text("", encoding="utf-8")
     for option in ("predictions_out", "submission_out"):
+        with pytest.raises(UserError, match="is a directory, not a file"):
+            evaluate(str(trained), **{option: tmp_path})
         with pytest.raises(UserError, match="is a file, not a folder") as caught:
             evaluate(str(trained), **{option: tmp_path / "file/p.jsonl"})
         assert str(caught.value.where).startswith(f"--{option.replace('_', '-')} ")
@@ -253,7 +271,7 @@ def test_unknown_baseline_and_unwritable_files_are_found_before_the_work(
 def test_untrimmed_run_has_no_trimmed_side(tmp_path: Path) -> None:
     finetune(tiny_recipe(tmp_path, "pruning=null", "train.max_steps=1"))
     report = evaluate(str(tmp_path / "run"), max_instances=8, baselines=("random",))
-    assert set(report) == {"split", "count", "metric", "full"}
+    assert set(report) == {"split", "count", "metric", "full", "recipe"}
 
 
 def test_untrimmed_run_is_counted(tmp_path: Path) -> None:

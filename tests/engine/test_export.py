@@ -119,6 +119,14 @@ def test_what_cannot_be_predicted_is_refused(exported: Path) -> None:
             call()
 
 
+def test_the_folder_that_it_runs_in(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (".", "..", str(tmp_path)):
+        with pytest.raises(UserError, match="the command runs in this folder"):
+            export(str(exported / "run"), out=Path(out))
+    assert tree(tmp_path) == {}
+
+
 def test_taken_folder_is_refused(exported: Path, tmp_path: Path) -> None:
     run, before = str(exported / "run"), tree(exported / "exported")
     with pytest.raises(UserError, match="exists already"):

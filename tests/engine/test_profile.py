@@ -117,6 +117,8 @@ def test_recipe_without_a_run_is_measured_with_random_decisions(tmp_path: Path) 
 
 
 def test_mistakes(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="device 'meta' is not available"):
+        profile(str(trained), device="meta")
     with pytest.raises(UserError, match="device 'gpu9' is not available"):
         profile(str(trained), device="gpu9")
     with pytest.raises(UserError, match="exclude each other"):

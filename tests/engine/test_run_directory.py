@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from smarttrim_cli.engine.build import build
 from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.errors import UserError
 from tests.engine.tiny_run import metrics, tiny_recipe, tree
 
@@ -73,6 +75,50 @@ def test_a_mistake_in_the_recipe_does_not_cost_the_old_run(trained: Path, tmp_pa
     assert caught.value.where == "optimizer.multipliers.trimers"
     assert "trimmers" in str(caught.value.hint)
     assert tree(tmp_path / "run") == before
+
+
+def test_two_processes_in_one_directory(tmp_path: Path) -> None:
+    """Neither a new run nor a resumed one; the lock goes with the run."""
+    run = Run(tmp_path / "run")
+    for options in ({}, {"overwrite": True}, {"resume": "auto"}):
+        with run.claimed(), pytest.raises(UserError, match="another process is training there"):
+            finetune(tiny_recipe(tmp_path, *SHORT), **options)  # type: ignore[arg-type]
+        assert tree(tmp_path / "run") == {}
+    finetune(tiny_recipe(tmp_path, *SHORT))
+    assert not (tmp_path / "run/.lock").exists()
+
+
+def test_a_run_that_began_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first look at the directory another process has trained there."""
+    recipe = tiny_recipe(tmp_path, *SHORT)
+
+    def build_slowly(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        finetune(recipe)
+        return build(*arguments)
+
+    monkeypatch.setattr("smarttrim_cli.engine.finetune.build", build_slowly)
+    with pytest.raises(UserError, match="there is a run in this directory already"):
+        finetune(recipe)
+    assert (tmp_path / "run/model/config.json").exists()
+
+
+def test_resume_or_overwrite(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="contradict each other"):
+        finetune(tiny_recipe(tmp_path, *SHORT), resume="auto", overwrite=True)
+
+
+def test_more_threads_than_torch_could_start(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="threads on") as caught:
+        finetune(tiny_recipe(tmp_path, "train.num_threads=99999999"))
+    assert caught.value.where == "train.num_threads" and not (tmp_path / "run").exists()
+
+
+def test_output_dir_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="is a file, not a directory"):
+        finetune(tiny_recipe(tmp_path, *SHORT))
+    assert (tmp_path / "run").read_text(encoding="utf-8") == "mine"
 
 
 def test_output_dir_below_a_file(tmp_path: Path) -> None:

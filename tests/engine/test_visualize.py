@@ -381,6 +381,8 @@ def test_without_token_trimmers_and_metrics(make_run: Callable[..., Run]) -> Non
         ({"questions": ["a?"]}, "needs a picture"),
         ({"image": Path("none.png"), "questions": ["a?"]}, "at least two questions, not 1"),
         ({"image": Path("none.png"), "questions": ["a?", "b?"]}, "missing"),
+        ({"image": Path("none.png"), "questions": ["a?", " "]}, "a question is empty"),
+        ({"out": Path(__file__)}, "is a file, not a directory"),
     ],
 )
 def test_mistakes_are_named(arguments: dict[str, object], message: str, make_run: Callable[..., Run]) -> None:
