@@ -131,7 +131,7 @@ def host_writer(host: Any, inputs: dict[str, Tensor], case: Case) -> Write:
 
 def our_writer(model: TrimmedModel, inputs: dict[str, Tensor], mode: str) -> Write:
     """Our backbone in a mode."""
-    ids = torch.arange(len(inputs["pixel_values"]))
+    ids = torch.arange(len(inputs["pixel_values"]), device=inputs["pixel_values"].device)
 
     def write(steps: int) -> Tensor:
         return model({**inputs, "num_steps": torch.tensor(steps)}, mode, instance_ids=ids).output
@@ -141,7 +141,7 @@ def our_writer(model: TrimmedModel, inputs: dict[str, Tensor], mode: str) -> Wri
 
 def gmacs(model: TrimmedModel, inputs: dict[str, Tensor], steps: int) -> tuple[float, float]:
     """Mean GMACs per image as run: trimmed, and of the full model."""
-    ids = torch.arange(len(inputs["pixel_values"]))
+    ids = torch.arange(len(inputs["pixel_values"]), device=inputs["pixel_values"].device)
     forward = model({**inputs, "num_steps": torch.tensor(steps)}, "packed", instance_ids=ids)
     trimmed_B, full_B = instance_macs(model, forward.decisions)
     return trimmed_B.mean().item() / 1e9, full_B.mean().item() / 1e9

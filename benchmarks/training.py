@@ -154,12 +154,13 @@ def memory(one: Bench, kind: str) -> dict[str, float]:
 
 
 def _cuda_memory(one: Bench, kind: str) -> dict[str, float]:
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    device = next(one.model.parameters()).device
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     loss = one.forward(kind)["loss"]
-    activations = torch.cuda.memory_allocated() - before
+    activations = torch.cuda.memory_allocated(device) - before
     loss.backward()
-    peak = torch.cuda.max_memory_allocated() - before
+    peak = torch.cuda.max_memory_allocated(device) - before
     one.update()
     return {"activations_mb": activations / 1e6, "peak_mb": peak / 1e6}
 

@@ -72,6 +72,10 @@ def finetune(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     leave_group_at_exit()
+    if recipe.train.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError(
+            "a CPU does not train in float16", where="train.mixed_precision", hint="bf16, no, or a GPU"
+        )
     if not accelerator.is_main_process:
         reporter = SilentReporter()
     set_seed(recipe.seed)

@@ -53,17 +53,17 @@ def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
     return (leaf.untyped_storage() for leaf in leaves if leaf.layout is torch.strided)  # not prepared weights
 
 
-def peak_activation_bytes(run: Callable[[], Any]) -> int:
+def peak_activation_bytes(run: Callable[[], Any], device: torch.device | None = None) -> int:
     """Largest number of bytes that tensors created by a run hold at one time, weights not included.
 
-    On a GPU the allocator's own peak is used; elsewhere storages are followed (:class:`LiveMemory`).
+    On a GPU, the ``device``, the allocator's own peak is used; elsewhere storages are followed
+    (:class:`LiveMemory`).
     """
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    if device is not None and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         run()
-        if torch.cuda.max_memory_allocated() > before:
-            return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     with LiveMemory() as mode:
         run()
     return mode.peak

@@ -209,7 +209,8 @@ def _latency(model: TrimmedModel, batch: Batch, mode: str, device: torch.device)
 
 
 def _memory(model: TrimmedModel, batch: Batch, mode: str) -> int:
-    return peak_activation_bytes(lambda: model(batch.inputs, mode, instance_ids=batch.instance_ids))
+    device = batch.instance_ids.device
+    return peak_activation_bytes(lambda: model(batch.inputs, mode, instance_ids=batch.instance_ids), device)
 
 
 def _count(model: TrimmedModel, data: list[Batch], measured: dict[str, Measured], reporter: Reporter) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ from smarttrim_cli.pruning.plan import Plan
 from smarttrim_cli.pruning.saliency import Warmup
 from smarttrim_cli.pruning.teacher import TaughtObjective, Teaching
 from smarttrim_cli.recipe import Recipe
+
+_MOST_LEFT_OUT = 50
+"""Steps in a row that float16's scaler may leave out; its scale begins at 2^16 and halves each time."""
 
 
 class Trainer:
@@ -73,6 +77,7 @@ class Trainer:
         self.wrapped, self.optimizer = accelerator.prepare(self.objective, optimizer)
         if teaching is not None:
             teaching.model.to(accelerator.device)
+        self._left_out = 0
         self.log = TrainingLog(recipe, run, accelerator)
         self.targets = Targets(recipe, plan, self.total_steps)
         self.warmup = warmup_of(self)
@@ -187,6 +192,7 @@ class Trainer:
     def optimize(self, loader: Any, target: Target | Warmup | None) -> dict[str, float]:
         """One optimizer step: forward and backward passes over accumulated batches; mean losses."""
         self.wrapped.train()
+        target = self._scaled(target)
         terms: dict[str, float] = {}
         progress = self.progress.step / self.total_steps
         accumulation = self.recipe.train.gradient_accumulation_steps
@@ -203,10 +209,31 @@ class Trainer:
                     if self.accelerator.scaler is None:  # which skips such steps itself
                         self._stop_unless_finite("gradient norm", norm)
                 self.optimizer.step()
+                self._stop_if_nothing_is_done()
                 self.optimizer.zero_grad()
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0.0) + float(value.detach()) / accumulation
         return terms
+
+    def _scaled(self, target: Target | Warmup | None) -> Target | Warmup | None:
+        """The target with what losses are multiplied by before the backward pass."""
+        if not isinstance(target, Target):
+            return target
+        scaler = self.accelerator.scaler
+        scale = (1.0 if scaler is None else scaler.get_scale()) / self.accelerator.gradient_accumulation_steps
+        return replace(target, sampling=replace(target.sampling, gradient_scale=scale))
+
+    def _stop_if_nothing_is_done(self) -> None:
+        """Float16's scaler leaves out steps whose gradients overflow: now and then, or all of them.
+
+        Raises:
+            SmartTrimError: So many in a row were left out that the model has diverged.
+        """
+        if self.accelerator.scaler is None or not self.accelerator.sync_gradients:
+            return
+        self._left_out = self._left_out + 1 if self.accelerator.optimizer_step_was_skipped else 0
+        if self._left_out > _MOST_LEFT_OUT:
+            self._stop_unless_finite("gradient norm", torch.tensor(math.inf))
 
     def mean_over_processes(self, value: float) -> float:
         """A number that every process has, as their mean."""

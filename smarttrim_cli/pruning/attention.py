@@ -53,22 +53,22 @@ class _KeyBias(torch.autograd.Function):
     """Bias of every key from its keep mask; the backward gives the exact gradient of exp(a) m / sum."""
 
     @staticmethod
-    def forward(ctx: Any, keep_BM: Tensor, valid_BM: Tensor, limit: float) -> Tensor:
+    def forward(ctx: Any, keep_BM: Tensor, valid_BM: Tensor, limit: float, dropped: float) -> Tensor:
         """Bias of every key."""
         ctx.save_for_backward(keep_BM, valid_BM)
-        ctx.limit = limit
-        bias_BM = torch.where(keep_BM > 0.5, 0.0, DROPPED_BIAS).to(keep_BM.dtype)
+        ctx.limit, ctx.dropped = limit, dropped
+        bias_BM = torch.where(keep_BM > 0.5, 0.0, dropped).to(keep_BM.dtype)
         return bias_BM.masked_fill(~valid_BM, PADDING_BIAS)
 
     @staticmethod
-    def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor, None, None, None]:
         """Gradient of the mask."""
         keep_BM, valid_BM = ctx.saved_tensors
-        grad_BM = torch.where(keep_BM > 0.5, grad_BM, grad_BM * math.exp(-DROPPED_BIAS))
-        return grad_BM.masked_fill(~valid_BM, 0.0).clamp(-ctx.limit, ctx.limit), None, None
+        grad_BM = torch.where(keep_BM > 0.5, grad_BM, grad_BM * math.exp(-ctx.dropped))
+        return grad_BM.masked_fill(~valid_BM, 0.0).clamp(-ctx.limit, ctx.limit), None, None, None
 
 
-def key_bias(keep_BM: Tensor, valid_BM: Tensor, limit: float = 1.0) -> Tensor:
+def key_bias(keep_BM: Tensor, valid_BM: Tensor, limit: float = 1.0, dropped: float = DROPPED_BIAS) -> Tensor:
     """Additive attention bias (B, M) of a straight-through keep mask.
 
     Args:
@@ -76,8 +76,14 @@ def key_bias(keep_BM: Tensor, valid_BM: Tensor, limit: float = 1.0) -> Tensor:
         valid_BM: False on padding.
         limit: Gradients of the mask are clipped to this: a dropped key with a large logit has an unbounded
             one.
+        dropped: Bias of a dropped key.
     """
-    return _KeyBias.apply(keep_BM, valid_BM, limit)
+    return _KeyBias.apply(keep_BM, valid_BM, limit, dropped)
+
+
+def _dropped_bias(dtype: torch.dtype, scale: float) -> float:
+    """The bias of a dropped key as it is once the column that it takes has been rounded to a type."""
+    return float(torch.tensor(DROPPED_BIAS / scale, dtype=dtype)) * scale
 
 
 def masked_sdpa(
@@ -91,11 +97,13 @@ def masked_sdpa(
     dtype = q.dtype
     if dtype == torch.float16:  # e^-50 would underflow
         q, k, v = q.float(), k.float(), v.float()
-    bias_BM = key_bias(memory.keep_BN, memory.valid_BN).to(k.dtype) / p.scale
+    dropped = _dropped_bias(k.dtype, p.scale)
+    bias_BM = key_bias(memory.keep_BN, memory.valid_BN, memory.gradient_limit, dropped) / p.scale
     q = _widened(q, q.new_ones(()), q.new_zeros(()))
-    k = _widened(k, bias_BM[:, None, :, None], k.new_zeros(()))
+    k = _widened(k, bias_BM.to(k.dtype)[:, None, :, None], k.new_zeros(()))
     v = _widened(v, v.new_zeros(()), v.new_zeros(()))
-    out = F.scaled_dot_product_attention(q, k, v, scale=p.scale, dropout_p=dropout)
+    with torch.autocast(q.device.type, enabled=False):  # which would round to float16 again
+        out = F.scaled_dot_product_attention(q, k, v, scale=p.scale, dropout_p=dropout)
     return out[..., : p.head_dim].to(dtype)
 
 

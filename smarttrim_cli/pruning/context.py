@@ -51,12 +51,14 @@ class Sampling:
         noisy: Whose scores get it: all, or ``heads``.
         straight_through: Whether scores get the gradient of what was decided; ``heads``: those of heads
             alone.
+        gradient_scale: What the loss will be multiplied by before the backward pass (float16, accumulation).
     """
 
     temperature: float = 1.0
     noise: float = 1.0
     straight_through: bool | str = True
     noisy: str = "all"
+    gradient_scale: float = 1.0
 
     def noise_of(self, kind: str) -> float:
         """Share of the noise that scores of sites of a kind get."""
@@ -127,7 +129,8 @@ class ForwardContext:
         valid_BN = valid_BN.bool()
         self.valid[stream], self.copies[stream] = valid_BN, copies
         if self.mode == "masked":
-            self.streams[stream] = begin_masked(valid_BN, cls)
+            limit = 1.0 if self.sampling is None else self.sampling.gradient_scale
+            self.streams[stream] = begin_masked(valid_BN, cls, limit)
             return hidden_BND
         self.streams[stream], index_T = begin_packed(valid_BN, cls, self.rounded)
         return hidden_BND.flatten(0, 1).index_select(0, index_T).unsqueeze(0)

@@ -132,8 +132,10 @@ class TrimmedModel(nn.Module):
             raise ValueError("sampling is for training, in mode 'masked'")
         if mode == "full":
             return Forward(self.backbone(**inputs), None)
+        some = next(iter(inputs.values()))
+        if instance_ids is not None:
+            instance_ids = instance_ids.to(some.device)
         if sampling is not None:
-            some = next(iter(inputs.values()))
             instance_ids = torch.randint(0, 1 << 30, (some.shape[0],), device=some.device)
         fast = self.prepared and mode == "packed" and usable(next(self.backbone.parameters()))
         context = ForwardContext(

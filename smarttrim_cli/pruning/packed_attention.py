@@ -169,7 +169,8 @@ def _merged(
         return torch.cat(
             [p.empty(row) if part is None else p.merge(part, heads) for part, heads, row in parts], 1
         )
-    whole_1THE = query.new_zeros(1, query.shape[1], p.num_heads, p.head_dim)
+    dtype = next((part.dtype for part in contexts if part is not None), query.dtype)  # under autocast another
+    whole_1THE = query.new_zeros(1, query.shape[1], p.num_heads, p.head_dim, dtype=dtype)
     start = 0
     for part, heads, length in zip(contexts, index, queries.spans, strict=True):
         if part is not None:

@@ -24,11 +24,13 @@ class MaskedStream:
         valid_BN: Boolean, False on padding.
         keep_BN: Float straight-through mask, 1 keep, 0 drop, 0 on padding; monotone over layers.
         has_cls: Whether token 0 is a CLS.
+        gradient_limit: What gradients of the mask are clipped to (:func:`.attention.key_bias`).
     """
 
     valid_BN: Tensor
     keep_BN: Tensor
     has_cls: bool = True
+    gradient_limit: float = 1.0
 
     def cls_BD(self, hidden_BND: Tensor) -> Tensor:
         """CLS of every row."""
@@ -212,9 +214,9 @@ def rounded_up(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def begin_masked(valid_BN: Tensor, has_cls: bool = True) -> MaskedStream:
+def begin_masked(valid_BN: Tensor, has_cls: bool = True, gradient_limit: float = 1.0) -> MaskedStream:
     """A stream in which every real token is kept."""
-    return MaskedStream(valid_BN, valid_BN.float(), has_cls)
+    return MaskedStream(valid_BN, valid_BN.float(), has_cls, gradient_limit)
 
 
 def begin_packed(

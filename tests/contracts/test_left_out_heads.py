@@ -48,3 +48,23 @@ def test_packed_is_masked(variant: Variant, way: str, kernels: str, monkeypatch:
         alone = model(one, "packed", replay=replay.instance(index)).output
         if alone.shape == packed.output[index : index + 1].shape:
             assert_close(alone, packed.output[index : index + 1], **EXACT)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", tiny.first_variants(), ids=str)
+def test_packed_runs_in_half_precision(
+    variant: Variant, way: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under autocast what attends has another type than what flows between layers."""
+    monkeypatch.setattr(packed_attention, "WORTH_LEAVING_OUT", -1)
+    monkeypatch.setattr(packed_attention, "OVERHEAD_IN", WAYS[way][0])
+    monkeypatch.setattr(packed_attention, "OVERHEAD_OUT", WAYS[way][1])
+    model = tiny.attach(variant.build(), "cross_modal", "global_head")
+    inputs = tiny.ragged_inputs(model.backbone)
+    replay = tiny.random_decisions(model, inputs, 0)
+    single = model(inputs, "packed", replay=replay).output
+    with torch.autocast("cpu", dtype):
+        half = model(inputs, "packed", replay=replay).output
+    assert_close(half.float(), single, rtol=0.05, atol=0.05)

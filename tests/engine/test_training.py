@@ -1,17 +1,21 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from smarttrim_cli.engine.artifact import load_model
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.runs import Run
-from smarttrim_cli.errors import SmartTrimError
+from smarttrim_cli.engine.trainer import Trainer
+from smarttrim_cli.errors import SmartTrimError, UserError
+from smarttrim_cli.pruning import attention
 from smarttrim_cli.pruning.objective import Objective
 from tests.engine.tiny_run import Recorder, metrics, tiny_recipe
 
@@ -116,6 +120,70 @@ def test_precision_can_change_within_a_process(tmp_path: Path) -> None:
         finetune(tiny_recipe(folder, *SHORT, f"train.mixed_precision={precision}"))
         losses.append(metrics(folder / "run")[0]["loss"])
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_gradients_of_masks_are_clipped_at_the_size_that_they_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses are divided among accumulated batches, and multiplied where float16 needs it."""
+    limits = set()
+    key_bias = attention.key_bias
+
+    def noted(keep: Any, valid: Any, limit: float, dropped: float) -> Any:
+        limits.add(limit)
+        return key_bias(keep, valid, limit, dropped)
+
+    monkeypatch.setattr(attention, "key_bias", noted)
+    finetune(tiny_recipe(tmp_path, *SHORT, "train.gradient_accumulation_steps=4"))
+    assert limits == {0.25}
+    limits.clear()
+    monkeypatch.setattr(Trainer, "_stop_if_nothing_is_done", lambda self: None)
+    with scaled(monkeypatch, 1024.0):
+        finetune(tiny_recipe(tmp_path, *SHORT), overwrite=True)
+    assert limits == {1024.0}
+
+
+class Scaler:
+    """Stands for float16's, which needs a GPU."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def get_scale(self) -> float:
+        return self.factor
+
+    def scale(self, loss: Any) -> Any:
+        return loss
+
+    def state_dict(self) -> dict[str, float]:
+        return {}
+
+
+@contextmanager
+def scaled(monkeypatch: pytest.MonkeyPatch, factor: float) -> Iterator[None]:
+    start = Trainer.__init__
+
+    def with_scaler(trainer: Trainer, *arguments: Any) -> None:
+        start(trainer, *arguments)
+        trainer.accelerator.scaler = Scaler(factor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "__init__", with_scaler)
+        yield
+
+
+def test_steps_that_are_all_left_out_end_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", True)
+    recipe = tiny_recipe(tmp_path, "train.max_steps=60", "evaluate.max_instances=8")
+    with scaled(monkeypatch, 1.0), pytest.raises(SmartTrimError, match="diverged: the gradient norm is inf"):
+        finetune(recipe)
+    assert metrics(tmp_path / "run")[-1]["step"] == 50
+
+
+def test_float16_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not train in float16"):
+        finetune(tiny_recipe(tmp_path, "train.mixed_precision=fp16"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_multipliers_scale_the_learning_rate_of_their_part(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def ours(q: Tensor, k: Tensor, v: Tensor, keep: Tensor, valid: Tensor, heads: Te
 
 @pytest.fixture
 def unclipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "key_bias", lambda keep, valid: key_bias(keep, valid, limit=math.inf))
+    monkeypatch.setattr(attention, "key_bias", lambda keep, valid, *_: key_bias(keep, valid, math.inf))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -124,6 +124,37 @@ def test_float32_gradient_of_the_mask_is_close() -> None:
     (wanted,) = torch.autograd.grad(plain(*tensors(), keep, valid).square().sum(), keep)
     (got,) = torch.autograd.grad(ours(q, k, v, single, valid).square().sum(), single)
     assert_close(got, wanted.clamp(-1, 1).float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [16, 32, 64, 128])
+@pytest.mark.parametrize(
+    ("dtype", "scale", "close"),
+    [(torch.bfloat16, 1.0, 0.05), (torch.float16, 1.0, 0.01), (torch.float16, 2.0**16, 0.01)],
+)
+def test_gradient_of_the_mask_in_half_precision(
+    dtype: torch.dtype, scale: float, close: float, width: int
+) -> None:
+    """Under autocast, where kernels have another precision than what they are given, and a scaled loss."""
+    generator = torch.Generator().manual_seed(width)
+    q, k, v = (torch.randn(2, 4, 24, width, generator=generator) for _ in range(3))
+    keep = (torch.rand(2, 24, generator=generator) > 0.4).float().requires_grad_()
+    valid = torch.ones(2, 24, dtype=torch.bool)
+    given = Given(q, k, v)
+    given.head_dim, given.scale = width, width**-0.5
+    weight = torch.randn(2, 4, 24, width, generator=generator) / 400
+
+    def gradient(x: type | torch.dtype, limit: float, factor: float, enabled: bool) -> Tensor:
+        stream = MaskedStream(valid, keep, gradient_limit=limit)
+        with torch.autocast("cpu", dtype if enabled else torch.bfloat16, enabled=enabled):
+            out = masked_sdpa(given, *(y.to(x) for y in (q, k, v)), stream, training=True)
+        (found,) = torch.autograd.grad((out.float() * weight).sum() * factor, keep)
+        return found / factor
+
+    wanted, got = gradient(torch.float32, 1.0, 1.0, False), gradient(dtype, scale, scale, True)
+    dropped = keep == 0
+    assert 0 < wanted[dropped].abs().max() < 1
+    for part in (dropped, ~dropped):
+        assert (got[part] - wanted[part]).norm() <= close * wanted[part].norm()
 
 
 def test_padding_gets_no_weight_and_no_gradient(unclipped: None) -> None:

@@ -53,7 +53,7 @@ def answer_with(model: Any, inputs: dict[str, Tensor], masks: dict[str, Tensor])
     return float(answer_of(model(inputs, "masked", replay=Decisions(keep=keep)).output).detach())
 
 
-def log_of_mask(keep_BM: Tensor, valid_BM: Tensor, limit: float = 1.0) -> Tensor:
+def log_of_mask(keep_BM: Tensor, valid_BM: Tensor, *_: float) -> Tensor:
     """As a bias this makes attention exp(a) m / sum(exp(a) m), for any m > 0."""
     return keep_BM.clamp(min=1e-300).log().masked_fill(~valid_BM, -1e4)
 
