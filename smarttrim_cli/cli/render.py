@@ -39,7 +39,10 @@ def comparison(result: Mapping[str, Any]) -> str:
         parts.append(f"{heading}\n{table(_HEADER, _rows(other_size['full'], other_size['trimmed'], _flat))}")
         parts += [other_size["explanation"]] if "explanation" in other_size else []
     shown = (*_COMPARED, "difference", "baselines", "eval", "at_full_size", *render_profile.EXPLAINED)
-    return "\n\n".join([*parts, *_further({n: value for n, value in result.items() if n not in shown})])
+    rest = {name: value for name, value in result.items() if name not in shown}
+    if isinstance(rest.get("recipe"), Mapping):  # for other programs; `profile` names one
+        del rest["recipe"]
+    return "\n\n".join([*parts, *_further(rest)])
 
 
 def _estimates(values: Mapping[str, Any]) -> dict[str, Any]:

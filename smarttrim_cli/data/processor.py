@@ -91,6 +91,10 @@ class Processor:
 
     def save(self, folder: Path) -> None:
         """Write tokenizer and preprocessing to a folder."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:  # what its last call has set would be written, too
+            backend.no_padding()
+            backend.no_truncation()
         self.tokenizer.save_pretrained(str(folder))
         content = {"max_text_length": self.max_text_length, **dataclasses.asdict(self.preprocess)}
         (folder / _PREPROCESSING).write_text(json.dumps(content, indent=2), encoding="utf-8")

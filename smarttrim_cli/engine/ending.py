@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from smarttrim_cli.engine.artifact import Bundle
@@ -93,6 +94,9 @@ def calibrate_budget(trainer: Trainer) -> Calibration | None:
     few = [to_device(batch, trainer.accelerator.device) for batch in loader]
     result = calibrate(bundle.model, few, speedup, settings.tolerance)
     if settings.remove_unprofitable and _remove_unprofitable(trainer, few, settings.call_macs):
+        if not bundle.model.sites:
+            reporter.warn("no trimmer is left: the model is not trimmed; pruning.calibrate.call_macs lower?")
+            return replace(result, speedup=1.0, reached=False)
         result = calibrate(bundle.model, few, speedup, settings.tolerance)
     text = f"calibrated: threshold {result.threshold:+.3f}, {result.speedup:.3f}x fewer MACs on {split}"
     reporter.message(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,9 @@ def evaluate(
             return {}
         share = replace(share, count=1)
     make_ready(bundle.model, share.device)
-    baselines = baselines if bundle.model.sites else ()
+    if baselines and not bundle.model.sites:
+        reporter.warn("the run has no trimmers, so nothing is compared with --baseline")
+        baselines = ()
     _check_baselines(bundle, baselines)
     name = bundle.task.split_name(split or recipe.evaluate.split)
     limit = max_instances or recipe.evaluate.max_instances
@@ -119,10 +122,14 @@ def _predictions(
 
 def _check_baselines(bundle: Bundle, baselines: Sequence[str]) -> None:
     """Find out before the work whether there are such baselines, and the data to calibrate them on."""
+    ranked = False
     for baseline in baselines:
-        baseline_trimmers(bundle.model, baseline)
-    if baselines:
-        bundle.task.dataset(bundle.task.split_name("calibration"), bundle.processor)
+        trimmers: Any = baseline_trimmers(bundle.model, baseline).values()
+        ranked |= any(trimmer.by_importance for trimmer in trimmers)
+    if baselines:  # heads are ranked as in training
+        split = bundle.task.split_name("calibration")
+        for training in (False, True) if ranked else (False,):
+            bundle.task.dataset(split, bundle.processor, training=training)
 
 
 def _report(bundle: Bundle, results: dict[str, Predictions], split: str) -> dict[str, Any]:
@@ -154,6 +161,9 @@ def _warn(report: dict[str, Any], results: dict[str, Predictions], reporter: Rep
     if skipped:
         report["skipped"] = skipped
         reporter.warn(f"{skipped} instances were skipped because of broken images")
+    speedup = report.get("speedup", {}).get("macs", math.inf)
+    if speedup < 1:
+        reporter.warn(f"the trimmed model costs more than the full one: {speedup:.3f}x fewer MACs")
     warning = None
     if "packed" in results:  # of a full model that answers so, too, trimming is not the cause
         full = collapse_warning(results["full"].records, trimmed=False)

@@ -26,6 +26,7 @@ from smarttrim_cli.engine.teacher import teaching_of
 from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.engine.validation import without_references
 from smarttrim_cli.errors import UserError, some
+from smarttrim_cli.pruning.plan import Plan
 from smarttrim_cli.recipe import Recipe
 
 
@@ -84,6 +85,7 @@ def finetune(
     bundle = build(recipe, reporter.message)
     _open_splits(recipe, bundle)
     plan = plan_for(recipe, bundle)
+    _warn_of_costs(plan, bundle, reporter)
     trainer = Trainer(recipe, run, bundle, plan, accelerator, reporter)
     stored = completed(recipe, bundle)
     if checkpoint is not None:
@@ -124,7 +126,15 @@ def _dry_run(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
     except UserError as error:
         reporter.warn(f"this would stop the training: {error}")
         return plan_without_data(recipe)
-    return describe_plan(recipe, bundle.model, plan_for(recipe, bundle))
+    plan = plan_for(recipe, bundle)
+    _warn_of_costs(plan, bundle, reporter)
+    return describe_plan(recipe, bundle.model, plan)
+
+
+def _warn_of_costs(plan: Plan, bundle: Bundle, reporter: Reporter) -> None:
+    if bundle.model.sites and plan.speedup <= 1:
+        text = f"the trimmers will cost more than they save: {plan.speedup:.3f}x fewer MACs"
+        reporter.warn(f"{text}; remove more, or make them smaller (hidden_dim)")
 
 
 def _open_splits(recipe: Recipe, bundle: Bundle) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,7 @@ def _measure(
     reporter: Reporter,
 ) -> dict[str, Any]:
     modes = ("full", "packed") if model.sites else ("full",)
+    data = [_as_long_in_both(model, batch) for batch in data] if model.sites else data
     measured = {mode: Measured() for mode in modes}
     costs, counts = Predictions(), []
     with torch.inference_mode(), reporter.track(len(data), "profiling") as tracker:
@@ -194,6 +196,23 @@ def _measure(
     if by_layer:
         report["layers"] = layer_table(model, counts, measured)
     return report
+
+
+@torch.inference_mode()
+def _as_long_in_both(model: TrimmedModel, batch: Batch) -> Batch:
+    """The batch with the number of steps that the trimmed model takes to write its text.
+
+    By itself the full model may write longer or shorter ones, which would be compared, too. Candidates are
+    read, not written, and random inputs name a number already.
+    """
+    if {"num_steps", "candidate_ids"} & batch.inputs.keys():
+        return batch
+    work = model(batch.inputs, "packed", instance_ids=batch.instance_ids).decisions.work
+    rows = [amount_B for name, amount_B in work.items() if name.endswith(".row_calls")]
+    if not rows:
+        return batch
+    steps = int(rows[0].max()) // model.backbone.decoding.num_beams
+    return replace(batch, inputs={**batch.inputs, "num_steps": torch.tensor(steps)})
 
 
 def _latency(model: TrimmedModel, batch: Batch, mode: str, device: torch.device) -> float:

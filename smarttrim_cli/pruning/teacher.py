@@ -134,12 +134,14 @@ class TaughtObjective(Objective):
         super().__init__(*arguments)
         if self.model.sites:
             problem = "a model with trimmers is its own teacher (strategy.self_distillation)"
+            hint = "teacher: null, or pruning: null"
         elif self.auxiliary is not None or isinstance(self.task_loss, StatefulLoss):
             problem = "the task has losses of its own that a teacher cannot be combined with"
+            hint = "teacher: null"
         else:
             self.teaching = teaching
             return
-        raise UserError(problem, where="strategy.teacher", hint="teacher: null, or pruning: null")
+        raise UserError(problem, where="strategy.teacher", hint=hint)
 
     def forward(self, batch: Any, target: Any, progress: float) -> dict[str, Tensor]:
         """Losses of a batch: ``loss`` (to minimise), ``task`` and the terms ``teacher/...``."""

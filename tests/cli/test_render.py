@@ -10,6 +10,11 @@ from smarttrim_cli.cli import render, tables
 from smarttrim_cli.cli.console import Console, format_fields
 
 
+def test_a_recipe_beside_results_is_for_other_programs() -> None:
+    assert "backbone" not in render.comparison({"recipe": {"backbone": {"name": "meter"}}, "count": 4})
+    assert "paper.yaml" in render.comparison({"recipe": "paper.yaml"})
+
+
 def test_comparison_has_full_beside_trimmed_and_breakdowns() -> None:
     text = render.comparison(
         {

@@ -270,7 +270,9 @@ def test_unknown_baseline_and_unwritable_files_are_found_before_the_work(
 
 def test_untrimmed_run_has_no_trimmed_side(tmp_path: Path) -> None:
     finetune(tiny_recipe(tmp_path, "pruning=null", "train.max_steps=1"))
-    report = evaluate(str(tmp_path / "run"), max_instances=8, baselines=("random",))
+    reporter = Recorder()
+    report = evaluate(str(tmp_path / "run"), max_instances=8, baselines=("random",), reporter=reporter)
+    assert reporter.warnings == ["the run has no trimmers, so nothing is compared with --baseline"]
     assert set(report) == {"split", "count", "metric", "full", "recipe"}
 
 

@@ -13,6 +13,8 @@ import torch
 from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.export import export
 from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.engine.profile import profile
+from smarttrim_cli.engine.visualize import visualize
 from smarttrim_cli.recipe import Recipe
 from tests.engine.tiny_run import metrics, tiny_recipe, tree
 from tests.tasks.test_with_backbones import MORE, PAIRS, SCENES
@@ -48,4 +50,9 @@ def test_from_training_to_export(backbone: str, form: str, tmp_path: Path) -> No
     report = evaluate(str(parts / "run"))
     assert report["metric"] in report["trimmed"] and report["metric"] in summary["eval"]
     assert report["speedup"]["macs"] > 1
+    measured = profile(str(parts / "run"), single_instance=True, num_instances=2, device="cpu")
+    for side in ("full", "trimmed"):  # also where each writes a text of its own
+        counted, modelled = (measured[side][name] for name in ("gmacs", "gmacs_cost_model"))
+        assert counted == pytest.approx(modelled, rel=5e-3)
+    assert visualize(str(parts / "run"), num_instances=1)[-1].name == "index.html"
     assert export(str(parts / "run"), out=tmp_path / "out")["largest_difference"] <= 1e-5

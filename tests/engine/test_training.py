@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from smarttrim_cli.engine.artifact import load_model
+from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.engine.trainer import Trainer
@@ -184,6 +185,27 @@ def test_float16_needs_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not train in float16"):
         finetune(tiny_recipe(tmp_path, "train.mixed_precision=fp16"))
     assert not (tmp_path / "run").exists()
+
+
+def test_trimmers_that_cost_more_than_they_save_are_warned_of(tmp_path: Path) -> None:
+    little = ("pruning.target_speedup=null", "pruning.target_sparsity={token: {text: 0.05}}")
+    little += ("pruning.token_trimmer={name: cross_modal}",)
+    for dry_run in (True, False):
+        reporter = Recorder()
+        finetune(tiny_recipe(tmp_path, *SHORT, *little), dry_run=dry_run, reporter=reporter)
+        assert "the trimmers will cost more than they save: 0." in reporter.warnings[0]
+    reporter = Recorder()
+    evaluate(str(tmp_path / "run"), max_instances=8, reporter=reporter)
+    assert any("the trimmed model costs more than the full one: 0." in text for text in reporter.warnings)
+
+
+def test_all_trimmers_taken_out_is_said(tmp_path: Path) -> None:
+    reporter = Recorder()
+    all_go = "pruning.calibrate={remove_unprofitable: true, call_macs: 1.0e+12}"
+    summary = finetune(tiny_recipe(tmp_path, *SHORT, all_go), reporter=reporter)
+    assert any("no trimmer is left: the model is not trimmed" in text for text in reporter.warnings)
+    assert summary["calibration"]["speedup"] == 1.0 and not summary["calibration"]["reached"]
+    assert "trimmed" not in evaluate(str(tmp_path / "run"), max_instances=8)
 
 
 def test_multipliers_scale_the_learning_rate_of_their_part(tmp_path: Path) -> None:

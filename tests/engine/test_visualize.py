@@ -271,6 +271,13 @@ def test_curves_without_trimmers_or_scores(tmp_path: Path) -> None:
     assert Image.open(path).width == 1728
 
 
+def test_scores_without_an_error_or_a_number(tmp_path: Path) -> None:
+    """Of a single instance, and of a model that has diverged."""
+    scores = [{"accuracy": 1.0, "accuracy_se": None}, {"accuracy": None}]
+    records = [{"step": 1, "loss": 1.0}, *({"step": 1, "eval": score} for score in scores)]
+    assert draw_curves(tmp_path / "c.png", "run", records, "accuracy").exists()
+
+
 @pytest.mark.parametrize(("steps", "marker"), [([4], "o"), ([2, 4], "None")])
 def test_what_was_logged_once_is_a_dot(
     steps: list[int], marker: str, made: list[Canvas], tmp_path: Path

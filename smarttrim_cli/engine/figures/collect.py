@@ -194,14 +194,20 @@ def picture_of_question(bundle: Bundle, image: Image.Image, question: str, name:
 
 
 def head_tables(architecture: Architecture, groups: Sequence[str], seen: Sequence[Seen]) -> list[HeadTable]:
-    """Mean kept fraction of every head, one table per stream and kind of attention that has head trimmers."""
-    sites: dict[tuple[str, str], list[Site]] = defaultdict(list)
+    """Mean kept fraction of every head.
+
+    One table per stream and kind of attention that has head trimmers; of layers with as many heads, where
+    encoder and co-attention differ.
+    """
+    sites: dict[tuple[str, str, int], list[Site]] = defaultdict(list)
     for site in architecture.sites(groups):
         if site.kind != TOKEN:
-            sites[site.kind, site.stream].append(site)
+            heads = architecture.layer(site.stream, site.layer).attention(site.kind).heads
+            sites[site.kind, site.stream, heads].append(site)
     tables = []
-    for (kind, stream), found in sorted(
-        sites.items(), key=lambda entry: (entry[0][0] != SELF_HEAD, entry[0][1] != "vision")
+    for (kind, stream, _), found in sorted(
+        sites.items(),
+        key=lambda entry: (entry[0][0] != SELF_HEAD, entry[0][1] != "vision", entry[1][0].layer),
     ):
         labels = layer_labels(architecture, stream)
         kept = np.stack([np.mean([one.keep[site.name].mean(0) for one in seen], axis=0) for site in found])
@@ -235,7 +241,9 @@ def _instance(
     patches = keep[Site("vision", 0, TOKEN).name][1:]
     side = math.isqrt(len(patches))
     if side * side != len(patches):
-        raise UserError(f"the {len(patches)} vision tokens of this backbone are not a square grid of patches")
+        raise UserError(
+            f"the {len(patches) + 1} vision tokens of this backbone are not a CLS and a square of patches"
+        )
 
     def masks(stream: str, lay_out: Callable[[Mask], Mask]) -> list[LayerMask]:
         labels = layer_labels(architecture, stream)

@@ -44,7 +44,9 @@ def draw_curves(path: Path, title: str, history: History, metric: str) -> Path:
     """
     training = [record for record in history if "eval" not in record and "phase" not in record]
     scores = [
-        (r["step"], r["eval"]) for r in history if isinstance(r.get("eval"), dict) and metric in r["eval"]
+        (r["step"], r["eval"])
+        for r in history
+        if isinstance(r.get("eval"), dict) and r["eval"].get(metric) is not None
     ]
     logged = {
         name.removeprefix("kept/") for record in training for name in record if name.startswith("kept/")
@@ -171,7 +173,7 @@ def _losses(axes: Axes, training: History) -> None:
 def _scores(axes: Axes, scores: list[tuple[int, dict[str, Any]]], metric: str) -> None:
     steps = [step for step, _ in scores]
     values = [score[metric] for _, score in scores]
-    errors = [score.get(f"{metric}_se", 0.0) for _, score in scores]
+    errors = [score.get(f"{metric}_se") or 0.0 for _, score in scores]  # none of a single instance
     low = [value - error for value, error in zip(values, errors, strict=True)]
     high = [value + error for value, error in zip(values, errors, strict=True)]
     axes.fill_between(steps, low, high, color=BLUE, alpha=0.15, linewidth=0)
