@@ -205,13 +205,14 @@ def _as_long_in_both(model: TrimmedModel, batch: Batch) -> Batch:
     By itself the full model may write longer or shorter ones, which would be compared, too. Candidates are
     read, not written, and random inputs name a number already.
     """
-    if {"num_steps", "candidate_ids"} & batch.inputs.keys():
+    decoding = getattr(model.backbone, "decoding", None)
+    if decoding is None or {"num_steps", "candidate_ids"} & batch.inputs.keys():
         return batch
     work = model(batch.inputs, "packed", instance_ids=batch.instance_ids).decisions.work
     rows = [amount_B for name, amount_B in work.items() if name.endswith(".row_calls")]
     if not rows:
         return batch
-    steps = int(rows[0].max()) // model.backbone.decoding.num_beams
+    steps = int(rows[0].max()) // decoding.num_beams
     return replace(batch, inputs={**batch.inputs, "num_steps": torch.tensor(steps)})
 
 
