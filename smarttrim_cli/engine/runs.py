@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,8 @@ class Run:
         try:
             yield
         finally:
-            (self.path / _LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # Windows keeps what is open
+                (self.path / _LOCK).unlink()
             lock.release()
 
     def start(self, recipe: Recipe) -> None:
