@@ -196,7 +196,8 @@ def _packed(
     if batch == 1:
         lengths, starts_B = (len(index_K),), segment_K.new_zeros(1)
     else:
-        lengths_B = torch.bincount(segment_K, minlength=batch)
+        # bincount would ask a GPU for the largest segment first
+        lengths_B = segment_K.new_zeros(batch).scatter_add_(0, segment_K, torch.ones_like(segment_K))
         lengths, starts_B = tuple(lengths_B.tolist()), lengths_B.cumsum(0) - lengths_B
     stream = PackedStream(lengths, starts_B, segment_K, positions_K, like.size, like.has_cls, like.rounded)
     tail = rounded_up(len(index_K)) - len(index_K) if like.rounded else 0
