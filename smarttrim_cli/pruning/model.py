@@ -132,7 +132,7 @@ class TrimmedModel(nn.Module):
             raise ValueError("sampling is for training, in mode 'masked'")
         if mode == "full":
             return Forward(self.backbone(**inputs), None)
-        some = next(iter(inputs.values()))
+        some = next(value for value in inputs.values() if isinstance(value, Tensor))
         if instance_ids is not None:
             instance_ids = instance_ids.to(some.device)
         if sampling is not None:
