@@ -206,7 +206,7 @@ def _mean(batches: Sequence[Any]) -> float:
 
 def for_summary(report: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
     """What goes into the run's summary; an evaluation there keeps the word on MACs and kept fractions."""
-    evaluated = "split" in summary and "trimmed" in summary  # without trimmers an evaluation counts nothing
+    evaluated = "split" in summary and "gmacs" in summary.get("full", {})  # older ones may have no counts
     named = ("instances", "batch_size", "distribution", "environment")
     sides: dict[str, Any] = {"profile": {key: report[key] for key in named if key in report}}
     for name in ("full", "trimmed"):

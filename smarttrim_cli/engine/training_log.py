@@ -69,7 +69,8 @@ class TrainingLog:
         """The numbers of every process, each of which has seen batches of its own, as their means."""
         if self.accelerator.num_processes == 1 or not own:
             return own
-        values = torch.tensor([own[name] for name in sorted(own)], device=self.accelerator.device).double()
+        numbers = [own[name] for name in sorted(own)]
+        values = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)
         means = self.accelerator.reduce(values, reduction="mean").tolist()
         return dict(zip(sorted(own), means, strict=True))
 

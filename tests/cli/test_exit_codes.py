@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed
 from typer.testing import CliRunner
 
 import smarttrim_cli
@@ -76,6 +77,22 @@ def test_errors(fake_engine: Install, error: BaseException, code: int, message: 
     assert result.stderr.startswith(message)
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def test_a_lost_process_is_no_error_of_the_others(fake_engine: Install, tmp_path: Path) -> None:
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer")
+    fake_engine("summary", raising(lost))
+    assert "internal error" in run("summary").stderr  # there are no others
+    meeting = f"file://{tmp_path / 'meeting'}"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    try:
+        result = run("summary")
+        fake_engine("summary", raising(RuntimeError("of its own")))
+        assert "internal error" in run("summary").stderr
+    finally:
+        torch.distributed.destroy_process_group()
+    assert result.exit_code == 1
+    assert result.stderr.startswith("failed: another process of this run has ended")
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "summary"], ["summary", "--debug"]])

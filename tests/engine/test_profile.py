@@ -129,8 +129,11 @@ def test_mistakes(trained: Path, tmp_path: Path) -> None:
         profile(str(trained), random_weights=True, sparsity_from=str(tmp_path))
 
 
-def test_a_report_explains_itself(trained: Path) -> None:
-    report = profile(str(trained), single_instance=True, num_instances=3, device="cpu", by_layer=True)
+def test_a_report_explains_itself(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")  # whose summary gets the report
+    report = profile(
+        str(tmp_path / "run"), single_instance=True, num_instances=3, device="cpu", by_layer=True
+    )
     breakdown = report["breakdown"]
     assert set(breakdown) == {"full", "trimmed"}
     assert set(breakdown["full"]) == set(breakdown["trimmed"]) == set(PARTS_OF_WORK)
@@ -141,8 +144,11 @@ def test_a_report_explains_itself(trained: Path) -> None:
     assert report["environment"]["kernels"] == "prepared"
 
 
-def test_three_ways_of_counting(trained: Path) -> None:
-    report = profile(str(trained), single_instance=True, num_instances=3, device="cpu", host_kernels=True)
+def test_three_ways_of_counting(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    report = profile(
+        str(tmp_path / "run"), single_instance=True, num_instances=3, device="cpu", host_kernels=True
+    )
     assert report["environment"]["kernels"] == "host"
     assert set(report["macs_counts"]) == {"full", "trimmed"}
     for side, counts in report["macs_counts"].items():
@@ -219,6 +225,11 @@ def test_what_an_evaluation_counted_stays() -> None:
     report = {"full": side, "trimmed": side, "instances": 1}
     evaluated = {"split": "test", "full": {"gmacs": 1.0}, "trimmed": {"gmacs": 1.0}}
     assert set(for_summary(report, evaluated)["full"]) == {"latency_ms", "gmacs_torchprofile"}
+    counted = {"split": "test", "full": {"gmacs": 1.0}}  # without trimmers, too
+    assert set(for_summary({"full": side, "instances": 1}, counted)["full"]) == {
+        "latency_ms",
+        "gmacs_torchprofile",
+    }
     untrimmed = for_summary({"full": side, "instances": 1}, {"split": "test", "full": {"accuracy": 1.0}})
     assert untrimmed["full"]["gmacs"] == 2.0
 
