@@ -48,14 +48,22 @@ def finish(trainer: Trainer) -> dict[str, Any]:
 
 def _calibrated_or_kept(trainer: Trainer) -> Calibration | None:
     """The calibration; if it fails in any process, all of them write a checkpoint together and stop."""
-    calibration, failure = None, None
     try:
         with _restored_if_it_fails(trainer.bundle):
-            calibration = calibrate_budget(trainer)
+            return _calibrated_in_all(trainer)
+    except (Exception, KeyboardInterrupt):
+        _keep_training(trainer)
+        raise
+
+
+def _calibrated_in_all(trainer: Trainer) -> Calibration | None:
+    """The calibration; an error in every process if there is one in any."""
+    calibration, failure = None, None
+    try:
+        calibration = calibrate_budget(trainer)
     except (Exception, KeyboardInterrupt) as error:
         failure = error
     if trainer.mean_over_processes(float(failure is not None)) > 0:
-        _keep_training(trainer)
         raise failure or SmartTrimError(
             "another process could not calibrate the budget", where=str(trainer.run.path)
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from smarttrim_cli.cli.app import app
@@ -51,7 +52,8 @@ def broken(*args):
 if os.environ["RANK"] == "1":
     ending.calibrate = broken
 try:
-    finetune(tiny_recipe(Path(sys.argv[1]), "train.max_steps=2", "evaluate.max_instances=8"))
+    removal = "pruning.calibrate={remove_unprofitable: true, call_macs: 1.0e+4}"
+    finetune(tiny_recipe(Path(sys.argv[1]), "train.max_steps=2", "evaluate.max_instances=8", removal))
 except SmartTrimError as error:
     print(f"process {os.environ['RANK']}: {error.message}", flush=True)
 """
@@ -110,7 +112,9 @@ def test_a_calibration_that_fails_in_one_process_stops_all(tmp_path: Path) -> No
     said = launched(str(script), str(tmp_path), where=tmp_path)
     assert "process 1: an image is damaged" in said
     assert "process 0: another process could not calibrate the budget" in said
-    assert (tmp_path / "run/checkpoints/step-2/state.json").exists()
+    weights = load_file(str(tmp_path / "run/checkpoints/step-2/weights.safetensors"))
+    trimmers = {name.split(".")[2] for name in weights if name.startswith("model.trimmers.")}
+    assert len(trimmers) == 14  # with those that the other process had taken out
     assert not (tmp_path / "run/model").exists()
 
 
