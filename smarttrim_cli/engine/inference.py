@@ -55,7 +55,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return batch
     inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
     targets = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.targets.items()}
-    return Batch(inputs, batch.instance_ids.to(device), targets, batch.samples)
+    return Batch(inputs, batch.instance_ids.to(device, non_blocking=True), targets, batch.samples)
 
 
 def batches(

@@ -71,7 +71,11 @@ class Loader:
         self.dataset, self.skip_empty = dataset, skip_empty
         collate = _Collate(task, processor, training)
         self.loader: DataLoader[Any] = DataLoader(
-            _Caught(dataset), collate_fn=collate, generator=torch.Generator(), **settings
+            _Caught(dataset),
+            collate_fn=collate,
+            generator=torch.Generator(),
+            pin_memory=torch.cuda.is_available(),
+            **settings,
         )
 
     def __len__(self) -> int:

@@ -38,7 +38,8 @@ class AttentionState:
         query: Stream of the queries.
         memory: Stream of keys and values (the same object for self-attention).
         heads_BH: Keep mask of the heads, float straight-through in ``masked`` mode; None keeps all.
-        keep_heads: The same on the host, per instance, in ``packed`` mode; None where an instance keeps all.
+        keep_heads: The same on the host, per instance, in ``packed`` mode; None where an instance keeps all,
+            and as a whole where it was not fetched.
         static: In ``packed`` mode, heads that are the same for all instances at any time.
     """
 

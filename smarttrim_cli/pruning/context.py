@@ -23,6 +23,7 @@ from smarttrim_cli.pruning.attention import AttentionState
 from smarttrim_cli.pruning.decisions import Decisions, keep_grid, unpack
 from smarttrim_cli.pruning.gumbel import gumbel_sigmoid, hard_mask, logistic_noise, straight_through
 from smarttrim_cli.pruning.joint_mlps import JointMlps
+from smarttrim_cli.pruning.packed_attention import heads_matter
 from smarttrim_cli.pruning.sites import TOKEN, Architecture, AttentionSpec, LayerSpec, Site
 from smarttrim_cli.pruning.static_heads import StaticDecision, StaticHeads, StaticHeadsOf
 from smarttrim_cli.pruning.stream import (
@@ -294,9 +295,18 @@ class ForwardContext:
         for kind, attention in spec.attentions:
             memory = self._memory(attention) if attention.memory_stream else own
             name = spec.site(kind).name
-            self.attention[name] = AttentionState(
-                own, memory, heads[kind], *self.packed_heads(name, heads[kind])
-            )
+            self.attention[name] = AttentionState(own, memory, *self._heads_at(name, heads[kind]))
+
+    def _heads_at(
+        self, name: str, mask_RH: Tensor | None
+    ) -> tuple[Tensor | None, HostHeads, StaticHeads | None]:
+        """What an attention is told of the heads of its site, see :class:`AttentionState`."""
+        if self.mode != "packed" or mask_RH is None:
+            return mask_RH, None, None
+        if name not in self.steady and not heads_matter(mask_RH.device):
+            return mask_RH, None, None
+        kept, static = self.packed_heads(name, mask_RH)
+        return None if kept is None else mask_RH, kept, static
 
     def packed_heads(self, name: str, mask_RH: Tensor | None) -> tuple[HostHeads, StaticHeads | None]:
         """Kept heads of a site per row, on the host, and as heads that are the same for all, where they are.

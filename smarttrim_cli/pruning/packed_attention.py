@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smarttrim_cli.pruning import host
 from smarttrim_cli.pruning.projections import CrossProjections, Projections
 from smarttrim_cli.pruning.ragged import ragged_attention
 from smarttrim_cli.pruning.static_heads import StaticHeads
@@ -58,8 +59,8 @@ def packed_attention(
         memory: (1, S, D); ``query`` itself for self-attention.
         queries: Stream of the queries.
         keys: Stream of the keys and values.
-        heads_BH: Keep mask of the heads.
-        kept: The same on the host; None where all instances keep all.
+        heads_BH: Keep mask of the heads; None where all instances keep all.
+        kept: The same on the host; None where it was not fetched, see :func:`heads_matter`.
         static: The same where it is so for all instances, always.
     """
     if static is not None:
@@ -67,12 +68,17 @@ def packed_attention(
             return p.empty(query)
         q, k, v = (x[0] for x in p.project(query, memory, static))
         return p.merge(ragged_attention(q, k, v, queries, keys, p.scale).unsqueeze(0), static)
-    if kept is None or heads_BH is None:
+    if heads_BH is None:
         q, k, v = (x[0] for x in p.project(query, memory, None))
         return p.merge(ragged_attention(q, k, v, queries, keys, p.scale).unsqueeze(0), None)
-    if _counted() or (query.device.type != "cuda" and _worth_leaving_out(p.num_heads, queries, keys, kept)):
+    if kept is not None and (_counted() or _worth_leaving_out(p.num_heads, queries, keys, kept)):
         return _by_instance(p, query, memory, queries, keys, kept)
     return _by_mask(p, query, memory, queries, keys, heads_BH)
+
+
+def heads_matter(device: torch.device) -> bool:
+    """Whether the host has to know which heads are kept. On a GPU it does not, and would have to wait."""
+    return _counted() or not host.asking_costs(device)
 
 
 def _counted() -> bool:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smarttrim_cli.pruning import host
+
 
 @dataclass(frozen=True)
 class MaskedStream:
@@ -165,12 +167,20 @@ class PackedStream:
 
     def select(self, keep_T: Tensor) -> tuple[PackedStream, Tensor | None]:
         """The stream without the dropped tokens, and the indices of those that stay; None if all do."""
-        index_K = keep_T[: self.total].nonzero().squeeze(1)
+        keep_T = keep_T[: self.total]
+        if len(self.lengths) == 1:
+            index_K = keep_T.nonzero().squeeze(1)
+            return (self, None) if len(index_K) == self.total else self._select_of_one(index_K)
+        if host.asking_costs(keep_T.device):
+            lengths, index_K = host.chosen_in_one_transfer(
+                keep_T, self.segment_T[: self.total], len(self.lengths)
+            )
+        else:
+            lengths, index_K = None, keep_T.nonzero().squeeze(1)
         if len(index_K) == self.total:
             return self, None
-        if len(self.lengths) == 1:
-            return self._select_of_one(index_K)
-        return _packed(self, index_K, self.segment_T[index_K], self.positions_T[index_K], len(self.lengths))
+        segment_K, positions_K = self.segment_T[index_K], self.positions_T[index_K]
+        return _packed(self, index_K, segment_K, positions_K, len(self.lengths), lengths)
 
     def _select_of_one(self, index_K: Tensor) -> tuple[PackedStream, Tensor]:
         """The same for a single instance, in fewer operators: its CLS is token 0, its segments are all 0."""
@@ -190,15 +200,21 @@ Stream = MaskedStream | PackedStream
 
 
 def _packed(
-    like: PackedStream, index_K: Tensor, segment_K: Tensor, positions_K: Tensor, batch: int
+    like: PackedStream,
+    index_K: Tensor,
+    segment_K: Tensor,
+    positions_K: Tensor,
+    batch: int,
+    lengths: tuple[int, ...] | None = None,
 ) -> tuple[PackedStream, Tensor]:
-    """A stream of chosen tokens, sorted by row, and their indices with the tail's."""
+    """A stream of chosen tokens, sorted by row, and their indices with the tail's; ``lengths`` if known."""
     if batch == 1:
         lengths, starts_B = (len(index_K),), segment_K.new_zeros(1)
     else:
         # bincount would ask a GPU for the largest segment first
         lengths_B = segment_K.new_zeros(batch).scatter_add_(0, segment_K, torch.ones_like(segment_K))
-        lengths, starts_B = tuple(lengths_B.tolist()), lengths_B.cumsum(0) - lengths_B
+        lengths = tuple(lengths_B.tolist()) if lengths is None else lengths
+        starts_B = lengths_B.cumsum(0) - lengths_B
     stream = PackedStream(lengths, starts_B, segment_K, positions_K, like.size, like.has_cls, like.rounded)
     tail = rounded_up(len(index_K)) - len(index_K) if like.rounded else 0
     if tail == 0:

@@ -55,6 +55,12 @@ class Batch:
         """Number of instances."""
         return len(self.instance_ids)
 
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, from which copies to a GPU go on beside other work."""
+        inputs = {name: tensor.pin_memory() for name, tensor in self.inputs.items()}
+        targets = {name: tensor.pin_memory() for name, tensor in self.targets.items()}
+        return Batch(inputs, self.instance_ids.pin_memory(), targets, self.samples)
+
 
 class Task(Protocol):
     """A task with its data."""

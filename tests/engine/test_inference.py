@@ -12,6 +12,7 @@ from smarttrim_cli.engine.inference import batches, predict, summed
 from smarttrim_cli.engine.report import SilentReporter
 from smarttrim_cli.engine.scores import score_summary
 from smarttrim_cli.pruning.cost import instance_macs
+from smarttrim_cli.tasks.base import Batch
 from tests.engine.test_starting import BLIP
 from tests.engine.tiny_run import tiny_recipe
 
@@ -20,6 +21,13 @@ pytestmark = pytest.mark.usefixtures("settings")
 
 def test_sums_by_owner() -> None:
     assert summed([1.0, 2.0, 4.0, 8.0], ["a", "b", "a", "c"]) == [5.0, 2.0, 8.0]
+
+
+def test_a_batch_is_pinned_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self + 1)
+    batch = Batch({"x": torch.zeros(2)}, torch.zeros(2), {"y": torch.zeros(2)}, ["a", "b"]).pin_memory()
+    assert all(bool((x == 1).all()) for x in (batch.inputs["x"], batch.instance_ids, batch.targets["y"]))
+    assert batch.samples == ["a", "b"]
 
 
 @torch.no_grad()
