@@ -31,6 +31,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     """
     bundle, run = trainer.bundle, trainer.run
     bundle.model.eval()
+    bundle.model.set_targets(trainer.plan.kept)  # steps come close to it: the last at (T - 1) / T
     result: dict[str, Any] = {"run_dir": str(run.path), "steps": trainer.total_steps}
     if trainer.warmup is not None:
         result["warmup_steps"] = trainer.warmup.steps

@@ -110,6 +110,12 @@ class Trainer:
     def train(self) -> None:
         """All steps that are still to do; a warm start comes right before the first that trims."""
         self.log.open(self.progress.step)
+        if self.bundle.model.sites and self.targets.first_trimmed_step >= self.total_steps > 0:
+            share = self.recipe.strategy.curriculum.start_ratio
+            self.reporter.warn(
+                f"none of the {self.total_steps} steps trims: it begins after a share of {share:g} "
+                "(strategy.curriculum.start_ratio)"
+            )
         loader = iter(self.loader(self.progress.step, self.total_steps, self.recipe.seed))
         if self.warmup is not None:
             self._train_until(loader, self.targets.first_trimmed_step)

@@ -59,7 +59,17 @@ _FORWARDS = {"timm": _timm_forward, "bert": _bert_forward}
 @cache
 def _context_aware(host: Any, style: str) -> type[nn.Module]:
     """One subclass per host class."""
-    return type(f"Trimmable{host.__name__}", (host,), {"forward": _FORWARDS[style](host)})
+
+    def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
+        return _restored, (host, style), self.__dict__
+
+    parts = {"forward": _FORWARDS[style](host), "__reduce_ex__": reduce}
+    return type(f"Trimmable{host.__name__}", (host,), parts)
+
+
+def _restored(host: Any, style: str) -> Any:
+    """An empty attention module for a pickle or a copy to fill: its class has no name to be found by."""
+    return _context_aware(host, style).__new__(_context_aware(host, style))
 
 
 def attend_at(

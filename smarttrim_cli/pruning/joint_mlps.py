@@ -41,7 +41,7 @@ class JointMlps:
         """
         names = tuple(trimmers)
         layer = self._layers.get(names)
-        if layer is None or layer.made_of.changed():
+        if layer is None or layer.made_of.differs(*trimmers.values()):
             layer = self._layers[names] = _Layer(trimmers, own_BD.shape[1])
         return layer.outputs(own_BD, guide_BD)
 
@@ -57,7 +57,7 @@ class JointMlps:
             from_cls: (B, D'), None of a trimmer without such an MLP; where it has one, it is needed.
         """
         scores = self._tokens.get(name)
-        if scores is None or scores.made_of.changed():
+        if scores is None or scores.made_of.differs(trimmer):
             scores = self._tokens[name] = _TokenScores(trimmer)
         return scores.of(view, from_cls)
 
@@ -69,14 +69,23 @@ class JointMlps:
 
 
 class _MadeOf:
-    """The parameters that something was made of; their modules are not asked again, that takes too long."""
+    """The trimmers that something was made of, and their parameters; asking all modules takes too long."""
 
     def __init__(self, *trimmers: nn.Module) -> None:
-        self.parameters = [parameter for trimmer in trimmers for parameter in trimmer.parameters()]
-        self.versions = [version_of(parameter) for parameter in self.parameters]
+        self.trimmers = trimmers
+        self.parameters = [
+            (module._parameters, name, parameter, version_of(parameter))
+            for trimmer in trimmers
+            for module in trimmer.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+        ]
 
-    def changed(self) -> bool:
-        return [version_of(parameter) for parameter in self.parameters] != self.versions
+    def differs(self, *trimmers: nn.Module) -> bool:
+        """Whether others are asked for, or these have other parameters or other values now."""
+        return any(a is not b for a, b in zip(trimmers, self.trimmers, strict=True)) or any(
+            own[name] is not parameter or version_of(parameter) != version
+            for own, name, parameter, version in self.parameters
+        )
 
 
 class _Layer:

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.context import ForwardContext, Sampling, running
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.inject import attach_attention
 from smarttrim_cli.pruning.joint_mlps import JointMlps
-from smarttrim_cli.pruning.prepared import prepare, restore, usable
+from smarttrim_cli.pruning.prepared import forget, prepare, restore, usable
 from smarttrim_cli.pruning.sites import TOKEN, Architecture, Site
 from smarttrim_cli.pruning.static_heads import StaticHeadsOf
 from smarttrim_cli.trimmers.base import SiteInfo, Trimmer
@@ -96,6 +97,33 @@ class TrimmedModel(nn.Module):
         restore(self)
         self.prepared = False
 
+    def forget(self) -> None:
+        """Drop what was made of weights for inference; it is made again when next needed.
+
+        Happens by itself when weights may have changed: with gradients, between training and evaluation, and
+        when the model is moved. Call it after writing to weights through ``.data``, which nothing shows.
+        """
+        forget(self)
+        self.joint, self.static = JointMlps(), StaticHeadsOf()
+
+    def train(self, mode: bool = True) -> TrimmedModel:
+        """As of any module."""
+        if mode != self.training:
+            self.forget()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TrimmedModel:
+        """As of any module, but for the numbers that decisions depend on: they keep their precision."""
+        modules = (self, *self.trimmers.modules())
+        exact = [(module, item) for module in modules for item in module.named_buffers(recurse=False)]
+        super()._apply(fn, recurse)
+        for module, (name, before) in exact:
+            after = module._buffers[name]
+            if after is not None and after.dtype != before.dtype:
+                module._buffers[name] = before.to(after.device)
+        self.forget()
+        return self
+
     @property
     def sites(self) -> dict[str, Any]:
         """Site name to trimmer."""
@@ -130,8 +158,12 @@ class TrimmedModel(nn.Module):
             raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
         if sampling is not None and mode != "masked":
             raise ValueError("sampling is for training, in mode 'masked'")
+        if torch.is_grad_enabled():
+            self.joint, self.static = JointMlps(), StaticHeadsOf()  # an optimizer's step may follow
         if mode == "full":
             return Forward(self.backbone(**inputs), None)
+        if torch.is_grad_enabled() and self.training:
+            _refuse_recomputation(self.backbone)
         some = next(value for value in inputs.values() if isinstance(value, Tensor))
         if instance_ids is not None:
             instance_ids = instance_ids.to(some.device)
@@ -190,6 +222,17 @@ class TrimmedModel(nn.Module):
             yield
         finally:
             self.threshold.copy_(before)
+
+
+def _refuse_recomputation(backbone: nn.Module) -> None:
+    """Layers that are run again in the backward pass would run untrimmed there."""
+    for name, module in backbone.named_modules():
+        if getattr(module, "gradient_checkpointing", False):
+            raise UserError(
+                "gradient checkpointing of a trimmed model's layers gives wrong gradients",
+                where=f"backbone.{name}",
+                hint="switch it off, or checkpoint the whole model: torch.utils.checkpoint, use_reentrant=False",
+            )
 
 
 def _key(name: str) -> str:

@@ -183,11 +183,8 @@ class Objective(nn.Module):
         self.weights = weights
         self.auxiliary = auxiliary
         self.work = dict(work or {})
-        self.heads = {
-            name: sites_heads(model, Site.parse(name))
-            for name in model.sites
-            if Site.parse(name).kind != TOKEN
-        }
+        sites = model.architecture.sites(model.groups)  # those without a trimmer keep their heads
+        self.heads = {site.name: sites_heads(model, site) for site in sites if site.kind != TOKEN}
 
     def forward(self, batch: Any, target: Target | Warmup | None, progress: float) -> dict[str, Tensor]:
         """Losses of a batch: ``loss`` (to minimise), its terms, ``kept/<group>``, maybe ``threshold``."""

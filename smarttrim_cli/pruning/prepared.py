@@ -12,6 +12,7 @@ Source of the operators: torch's ``aten/src/ATen/native/mkldnn/Linear.cpp``, tho
 
 from __future__ import annotations
 
+import os
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,10 @@ MIN_MACS = 1 << 24
 
 MIN_JOINT = 1 << 15
 """The same for :class:`LaidOutLinear`, whose calls check less."""
+
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
+"""Kernels that oneDNN keeps, for every number of rows and shape of weights that was met; read at its first
+use. With its own 1024, those of models whose batches differ in size are made anew again and again."""
 
 
 def _operators() -> tuple[Any, Any] | None:
@@ -51,7 +56,11 @@ def usable(x: Tensor) -> bool:
 
 
 def version_of(weight: Tensor) -> tuple[int, int]:
-    """What changes when a weight is replaced or written to."""
+    """What changes when a weight is replaced or written to, but for two ways that torch does not count.
+
+    Fused optimizers are one: what was laid out is dropped in passes that take gradients. Writing through
+    ``.data`` is the other: see :meth:`.TrimmedModel.forget`.
+    """
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
@@ -68,6 +77,9 @@ class _Layout:
             assert _OPERATORS is not None
             self.laid_out, self.version = _OPERATORS[1](weight.detach(), None), version
         return self.laid_out
+
+    def forget(self) -> None:
+        self.laid_out = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Layout:
         return _Layout()
@@ -86,6 +98,8 @@ class PreparedLinear(nn.Linear):
         weights = self.weight.numel()
         large = weights >= MIN_WEIGHTS or x.numel() * self.out_features >= MIN_MACS
         if not large or not usable(x):
+            if torch.is_grad_enabled() and self.weight.requires_grad:
+                self._layout.forget()
             return F.linear(x, self.weight, self.bias)
         assert _OPERATORS is not None
         out: Tensor = _OPERATORS[0](x, self._layout.of(self.weight), self.bias, "none", [], "")
@@ -129,13 +143,19 @@ def part_of_linear(linear: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | 
 def prepare(model: nn.Module) -> None:
     """Let a model's linear layers use prepared weights; idempotent.
 
-    It takes as much memory again as the weights of these layers. Training goes on as before, but layouts made
-    earlier stay in memory: call :func:`restore` first.
+    It takes as much memory again as the weights of these layers. Training goes on as before.
     """
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = cast(Any, PreparedLinear)
             module.__dict__["_layout"] = _Layout()
+
+
+def forget(model: nn.Module) -> None:
+    """Drop all layouts; they are made again when next used."""
+    for module in model.modules():
+        if isinstance(module, PreparedLinear):
+            module._layout.forget()
 
 
 def restore(model: nn.Module) -> None:

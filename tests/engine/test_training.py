@@ -242,6 +242,24 @@ def test_trimming_can_begin_later(tmp_path: Path) -> None:
     assert targets[:3] == [1.0] * 3 and targets[4] < 1.0 and targets[-1] == targets[-2] == targets[5]
 
 
+TRIPS = ("pruning.token_trimmer={name: trips}", "pruning.calibrate=null", "pruning.target_speedup=null")
+TRIPS += ("pruning.target_sparsity={token: {vision: 0.5}}", "pruning.head_trimmer=null")
+
+
+def test_trimmers_that_follow_a_schedule_end_at_its_end(tmp_path: Path) -> None:
+    finetune(tiny_recipe(tmp_path, *SHORT, *TRIPS, "strategy.curriculum={end_ratio: 1.0}"))
+    weights = load_file(tmp_path / "run/model/trimmers.safetensors")
+    shares = {float(value) for name, value in weights.items() if name.endswith("keep_fraction")}
+    assert shares == {0.5}
+
+
+def test_a_training_in_which_no_step_trims_is_warned_of(tmp_path: Path) -> None:
+    reporter = Recorder()
+    recipe = tiny_recipe(tmp_path, *SHORT, "strategy.curriculum={start_ratio: 0.95}")
+    finetune(recipe, reporter=reporter)
+    assert any("none of the 2 steps trims" in text for text in reporter.warnings)
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient norm"])
 def test_divergence_stops_training_and_keeps_good_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str

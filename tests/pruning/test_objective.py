@@ -154,6 +154,18 @@ def test_the_objective_puts_its_terms_together() -> None:
     assert [name for name, value in out.items() if value.requires_grad] == ["loss"]
 
 
+def test_heads_without_a_trimmer_count_as_kept() -> None:
+    model = tiny.paper_model()
+    model.remove(["text.0.self_head", "vision.1.self_head"])
+    out = Objective(model, task_loss, first, Weights(cost=1.0))(batch_of(model), TARGET, 0.0)
+    with torch.no_grad():
+        log = model(batch_of(model).inputs, "masked").decisions
+    sites = [site for site in model.architecture.sites() if site.group == "head.text"]
+    assert "text.0.self_head" in [site.name for site in sites]
+    shares = [log.keep[site.name].float().mean(1) for site in sites]
+    assert_close(out["kept/head.text"], torch.stack(shares).mean())
+
+
 def test_the_objective_without_distillation_and_with_a_cost_on_macs() -> None:
     module, batch = objective(distillation=0.0, cost_on="macs")
     out = module(batch, TARGET, 0.0)
