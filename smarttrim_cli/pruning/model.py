@@ -231,7 +231,7 @@ def _refuse_recomputation(backbone: nn.Module) -> None:
             raise UserError(
                 "gradient checkpointing of a trimmed model's layers gives wrong gradients",
                 where=f"backbone.{name}",
-                hint="switch it off, or checkpoint the whole model: torch.utils.checkpoint, use_reentrant=False",
+                hint="switch it off, or checkpoint the whole model (use_reentrant=False)",
             )
 
 

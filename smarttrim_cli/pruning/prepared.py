@@ -45,7 +45,7 @@ def usable(x: Tensor) -> bool:
     """Whether prepared kernels can be used here and now; not while a forward is traced, whose MACs count."""
     return (
         _OPERATORS is not None
-        and x.device.type == "cpu"
+        and x.is_cpu
         and x.dtype is torch.float32
         and not torch.is_grad_enabled()
         and not torch.jit.is_tracing()
