@@ -16,7 +16,9 @@ def read_records(path: Path) -> list[Record]:
         UserError: The file cannot be read, is empty, or a line is no prediction.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines also splits at U+2028 and others
+        lines = path.read_text(encoding="utf-8-sig").split(
+            "\n"
+        )  # splitlines also splits at U+2028 and others
     except OSError as error:
         raise UserError(f"cannot read the predictions: {error.strerror}", where=str(path)) from error
     except UnicodeDecodeError as error:

@@ -43,3 +43,9 @@ def test_mistakes_name_file_and_line(tmp_path: Path, content: bytes | None, line
     with pytest.raises(UserError, match=message) as caught:
         read_records(file)
     assert caught.value.where == f"{file}{line}"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"id": 1, "prediction": "a"}', encoding="utf-8-sig")
+    assert read_records(file) == [{"id": 1, "prediction": "a"}]
