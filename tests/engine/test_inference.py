@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from smarttrim_cli.engine.build import build, plan_for
 from smarttrim_cli.engine.inference import batches, predict, summed
 from smarttrim_cli.engine.report import SilentReporter
 from smarttrim_cli.engine.scores import score_summary
+from smarttrim_cli.errors import SmartTrimError
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.tasks.base import Batch
 from tests.engine.test_starting import BLIP
@@ -53,6 +55,18 @@ def test_an_image_costs_what_all_its_blocks_do(tmp_path: Path) -> None:
     assert summary["gmacs"] == pytest.approx(sum(result.macs) / 4 / 1e9)
     assert summary["scored_pairs"] == 4 * 20
     assert summary["gmacs_per_pair"] == pytest.approx(sum(result.macs) / 80 / 1e9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("written", [False, True])
+def test_outputs_that_are_no_numbers_have_no_score(tmp_path: Path, written: bool) -> None:
+    overrides = (f"backbone={{{BLIP}}}", "task.inference=generate") if written else ()
+    bundle = build(tiny_recipe(tmp_path, *overrides), lambda text: None)
+    next(parameter for parameter in bundle.model.backbone.parameters() if parameter.ndim > 1).fill_(math.nan)
+    loader = batches(bundle, "test", 2)
+    ids = [sample.id for sample in bundle.task.samples("test")[:2]]
+    with pytest.raises(SmartTrimError, match=f"samples {ids[0]}, {ids[1]}: the model's outputs are not num"):
+        predict(bundle, loader, ("full",), SilentReporter(), "")
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from smarttrim_cli.errors import UserError
 from smarttrim_cli.forms import Ranking
 from smarttrim_cli.tasks._gallery import Gallery, gallery, images_in_blocks
 from smarttrim_cli.tasks.base import Batch
+from smarttrim_cli.tasks.records import StoredRecord
 from smarttrim_cli.tasks.retrieval import Options, RetrievalTask, build
 from tests.tasks.own_data import COLORS, golden, processor, section, write_lines, write_pictures
 
@@ -279,11 +280,14 @@ def test_rescoring_takes_stored_ranks(tmp_path: Path) -> None:
     assert [record["score"] for record in again] == [record["score"] for record in records]
     summary = task.summarize(again)
     assert summary["mean_recall"] == task.summarize(records)["mean_recall"] and "scored_pairs" not in summary
-    with pytest.raises(UserError, match="for id green is .*, not the rank of the best text and 1 ranks"):
+    with pytest.raises(UserError, match="for id green is .*, not the rank of the best text .* and 1 ranks"):
         task.rescore([{"id": "green", "prediction": [1, 2, 3]}], "test")
-    for rank in ("a", -3, [1]):
+    for rank in ("a", -3, [1], 1.5, True, 4, 10**400):
         with pytest.raises(UserError, match="not the rank of the best text"):
             task.rescore([{"id": "green", "prediction": [1, rank]}], "test")
+    with pytest.raises(UserError, match=r"p:7: .*best text \(1 to 5\) and 1 ranks of the image \(1 to 3\)"):
+        task.rescore([StoredRecord({"id": "green", "prediction": [6, 1]}, "p:7")], "test")
+    assert task.rescore([{"id": "green", "prediction": [5, None]}], "test")[0]["prediction"] == (5, None)
     with pytest.raises(UserError, match="such as id x"):
         task.rescore([{"id": "x", "prediction": [1, 1]}], "test")
 
