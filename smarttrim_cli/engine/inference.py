@@ -11,7 +11,7 @@ import torch
 from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.costs import CostLog, add_counts
 from smarttrim_cli.engine.devices import keep_freed_memory
-from smarttrim_cli.engine.loading import Loader
+from smarttrim_cli.engine.loading import Loader, batching
 from smarttrim_cli.engine.report import Reporter
 from smarttrim_cli.engine.sharing import Share
 from smarttrim_cli.errors import SmartTrimError, UserError, some
@@ -70,9 +70,8 @@ def batches(
     """Batches of a split, in order; of a share, if there is one."""
     dataset = bundle.task.dataset(split, bundle.processor, limit=limit)
     dataset = dataset if share is None else share.part(dataset)
-    return Loader(
-        dataset, bundle.task, bundle.processor, skip_empty=True, batch_size=batch_size, num_workers=workers
-    )
+    settings = batching(dataset, batch_size)
+    return Loader(dataset, bundle.task, bundle.processor, skip_empty=True, num_workers=workers, **settings)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from smarttrim_cli.data.images import BadSample
 from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.data.samples import CaptionedImage
+from smarttrim_cli.engine.loading import BatchesOfOneWidth
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.forms import Ranking
 from smarttrim_cli.tasks._gallery import Gallery, gallery, images_in_blocks
@@ -50,8 +51,8 @@ def evaluated(task: RetrievalTask, score: Any, limit: int | None = None, batch_s
     tokens = words(task)
     dataset: Any = task.dataset("test", tokens, limit=limit)
     records = []
-    for first in range(0, len(dataset), batch_size):
-        items = [dataset[i] for i in range(first, min(first + batch_size, len(dataset)))]
+    for indices in BatchesOfOneWidth(dataset.width, len(dataset), batch_size):
+        items = [dataset[i] for i in indices]
         if not any(items):
             continue
         batch = task.collate(items, tokens)
@@ -193,10 +194,11 @@ def test_blocks_cover_the_matrix(tmp_path: Path, size: int) -> None:
     task = make(tmp_path, block_size=size)
     dataset: Any = task.dataset("test", words(task))
     blocks = [dataset.block(index) for index in range(len(dataset))]
-    assert {(block.image, text) for block in blocks for text in block.texts} == {
+    assert [(block.image, text) for block in blocks for text in block.texts] == [
         (image, text) for image in range(3) for text in range(5)
-    }
-    assert len({len(block.texts) for block in blocks}) == 1 and len(blocks[0].texts) <= size
+    ]
+    assert [len(block.texts) for block in blocks] == [dataset.width(index) for index in range(len(dataset))]
+    assert max(len(block.texts) for block in blocks) == len(blocks[0].texts) <= size
     assert [block.image for block in blocks] == sorted(block.image for block in blocks)
     assert len({block.id for block in blocks}) == len(blocks)
 
