@@ -63,7 +63,8 @@ def beam_search(
         padding: Token behind it.
 
     Returns:
-        Tokens (B, T), prompt and end token included, and scores (B,).
+        Tokens (B, T), prompt and end token included, and scores (B,). Where the scores are nan, there is no
+        best text: its tokens are -1.
     """
     batch, beams, longest = len(prompt_BP), decoding.num_beams, decoding.max_length
     fixed = decoding.min_length >= longest  # then no text ends early, and nothing is asked of the device
@@ -99,7 +100,9 @@ def beam_search(
         reorder(source_R, done_B)
     still_open_BK = torch.where(done_B[:, None], float("-inf"), open_BK / tokens_RT.shape[1])
     finished = finished.with_more(still_open_BK, tokens_RT.unflatten(0, (batch, beams)))
-    return _written(finished, end, padding, fixed), finished.scores[:, 0]
+    scores_B = finished.scores[:, 0]
+    tokens_BT = _written(finished, end, padding, fixed)
+    return tokens_BT.masked_fill(scores_B.isnan()[:, None], -1), scores_B
 
 
 def _best_continuations(log_p_RV: Tensor, open_BK: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -50,8 +50,11 @@ def _read_config(file: Path) -> BlipConfig:
         if content["model_type"] != "blip":
             raise UserError(f"a model of type {content['model_type']!r}, not 'blip'", where=str(file))
         return BlipConfig.from_dict(content)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"not the configuration of a BLIP model: {error}", where=str(file)) from error
+    except UserError:
+        raise
+    except Exception as error:  # of wrong values transformers raises classes that depend on its version
+        reason = " ".join(str(error).split())
+        raise UserError(f"not the configuration of a BLIP model: {reason}", where=str(file)) from error
 
 
 def _fields(schema: Any, config: Any) -> dict[str, Any]:

@@ -38,6 +38,7 @@ _DAMAGED = (
     EOFError,
 )
 """What torch raises for files that are none of its own."""
+_PLAIN = "save plain tensors of floating-point numbers"
 _SHOWN = 5
 
 
@@ -125,7 +126,7 @@ def load_tensors(
         log: Receives the report in words.
 
     Raises:
-        UserError: Names are missing or have another shape that may not.
+        UserError: Names are missing or have another shape that may not, or values are no weights.
     """
     own = model.state_dict()
     report = LoadReport(where, unused=list(unused), resized=list(resized))
@@ -138,9 +139,26 @@ def load_tensors(
         else:
             report.loaded.append(name)
     report.raise_if_unusable(may_be_fresh)
+    for name in report.loaded:
+        _refuse_wrong_values(name, tensors[name], own[name], where)
     model.load_state_dict({name: tensors[name] for name in report.loaded}, strict=False)
     report.describe(log)
     return report
+
+
+def _refuse_wrong_values(name: str, value: Tensor, own: Tensor, where: str) -> None:
+    """Refuse whole or complex numbers in place of weights, and weights that are nan or infinite."""
+    if not own.is_floating_point():
+        return
+    if not value.is_floating_point():
+        kind = str(value.dtype).removeprefix("torch.")
+        raise UserError(f"{name} is of {kind}, which are no weights", where=where, hint=_PLAIN)
+    if not value.float().isfinite().all():
+        raise UserError(
+            f"{name} has values that are not finite (nan or infinity)",
+            where=where,
+            hint="the file may be damaged, or its training diverged",
+        )
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -151,7 +169,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             a state dict, bare or under ``state_dict`` or ``model``.
 
     Raises:
-        UserError: It is missing, damaged or holds no weights.
+        UserError: It is missing, damaged or holds no weights, or other than plain ones.
     """
     path = Path(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -162,8 +180,21 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError("there are no weights in this file", where=str(path))
+    for name, value in tensors.items():
+        _refuse_odd(name, value, path)
     wrapped = all(name.startswith("module.") for name in tensors)
     return {name.removeprefix("module.") if wrapped else name: value for name, value in tensors.items()}
+
+
+def _refuse_odd(name: Any, value: Tensor, path: Path) -> None:
+    """Refuse a tensor that cannot be any model's."""
+    if not isinstance(name, str):
+        raise UserError(f"a tensor is named {name!r}, which is no text", where=str(path))
+    kinds = {"an empty (meta)": value.is_meta, "a quantised": value.is_quantized}
+    kinds["a sparse"] = value.layout != torch.strided
+    found = [kind for kind, present in kinds.items() if present]
+    if found:
+        raise UserError(f"{name} is {found[0]} tensor, not a plain one", where=str(path), hint=_PLAIN)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -184,6 +215,7 @@ class _Dropped:
 
 def _read_torch(path: Path) -> Any:
     """A file of ``torch.save``; classes that torch does not know are never imported: a dict stands in."""
+    _refuse_damaged(path)
     try:
         with torch.serialization.safe_globals([(_Dropped, name) for name in _unknown_classes(path)]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -203,6 +235,28 @@ def _read_torch(path: Path) -> Any:
             where=str(path),
             hint="compare its size with that of the original; a TorchScript archive does not do",
         ) from error
+
+
+def _refuse_damaged(path: Path) -> None:
+    """Refuse a file with a part whose check sum differs: torch reads it whatever it is.
+
+    All are 0 where they were not computed; files older than torch 1.6 have none. What is not a sound archive
+    is left to torch.
+
+    Raises:
+        UserError: There is one.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if not any(part.CRC for part in archive.infolist()):
+                return
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return
+    if broken is not None:
+        raise UserError(
+            f"damaged: the check sum of {broken} differs", where=str(path), hint="download or copy it again"
+        )
 
 
 def _unknown_classes(path: Path) -> list[str]:

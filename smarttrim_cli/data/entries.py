@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smarttrim_cli.data.files import field, texts
+from smarttrim_cli.data.files import field, refuse_half_characters, texts
 from smarttrim_cli.data.samples import (
     ENTAILMENT,
     CaptionedImage,
@@ -84,18 +84,24 @@ def gathered(samples: Sequence[Sample], split: str, log: Log) -> list[Sample]:
 
     Else each of them would be an image of its own, and the captions of the others wrong ones of it.
     """
-    by_image: dict[object, CaptionedImage] = {}
+    by_image: dict[Hashable, CaptionedImage] = {}
     for number, sample in enumerate(samples):
         if not isinstance(sample, CaptionedImage):
             return list(samples)
-        image = sample.images[0]
-        key = image if isinstance(image, Path) and sample.captions else number
+        key = _image_key(sample) if sample.captions else None
+        key = number if key is None else key
         first = by_image.get(key)
         captions = (() if first is None else first.captions) + sample.captions
         by_image[key] = replace(first or sample, captions=captions)
     if len(by_image) < len(samples):
         log(f"{split}: {len(samples)} entries of {len(by_image)} images; captions of an image are gathered")
     return list(by_image.values())
+
+
+def _image_key(sample: CaptionedImage) -> Hashable:
+    """The same for samples of the same image; None where there is no image."""
+    image = sample.images[0]
+    return image if isinstance(image, Path) else image.key()
 
 
 def _question(entry: Entry) -> VqaSample:
@@ -154,13 +160,24 @@ def _answers(entry: Entry) -> tuple[str, ...] | None:
     given = entry.values["answers"]
     if isinstance(given, Sequence) and not isinstance(given, str):
         given = [_in_words(one.get("answer") if isinstance(one, Mapping) else one) for one in given]
-    answers = tuple(map(plain_answer, texts({"answers": given}, "answers", entry.where)))
+    given = texts({"answers": given}, "answers", entry.where)
+    if not any(answer.strip() for answer in given):
+        raise _blank("answers", entry.where)
+    answers = tuple(map(plain_answer, given))
     return answers * _ANNOTATORS if len(answers) == 1 else answers
 
 
 def _answer(entry: Entry) -> str:
     values = {**entry.values, "answer": _in_words(entry.values["answer"])}
-    return plain_answer(str(field(values, "answer", str, entry.where)))
+    answer = str(field(values, "answer", str, entry.where))
+    if not answer.strip():
+        raise _blank("answer", entry.where)
+    return plain_answer(answer)
+
+
+def _blank(key: str, where: str) -> UserError:
+    """The error for an answer that says nothing: no prediction would be right."""
+    return UserError(f"{key} is blank", where=where, hint="leave the key out (or null) if there is no answer")
 
 
 def _in_words(answer: Any) -> Any:
@@ -190,4 +207,6 @@ def _id(entry: Entry) -> SampleId:
         return entry.id
     if not isinstance(value, int | str) or isinstance(value, bool):
         raise UserError(f"id is {value!r}, not a number or a text", where=entry.where)
+    if isinstance(value, str):
+        refuse_half_characters(value, "id", entry.where)
     return value

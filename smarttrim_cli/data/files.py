@@ -45,7 +45,11 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         UserError: The file is missing, unreadable or empty, or a line is not a JSON object in UTF-8.
     """
     found = False
-    for number, line in enumerate(_bytes_of(path).split(b"\n"), 1):
+    content = _bytes_of(path)
+    encoding = json.detect_encoding(content)
+    if not encoding.startswith("utf-8"):
+        raise UserError(f"not UTF-8 text, but {encoding.upper()}", where=str(path), hint="save it as UTF-8")
+    for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -99,7 +103,7 @@ def field(entry: dict[str, Any], key: str, kind: type, where: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(f"{key} is {shown(value)}, not {_KINDS[kind]}", where=where)
     if isinstance(value, str):
-        _refuse_half_characters(value, key, where)
+        refuse_half_characters(value, key, where)
     return value
 
 
@@ -113,12 +117,16 @@ def texts(entry: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
     if not value or not all(isinstance(text, str) for text in value):
         raise UserError(f"{key} is {shown(value)}, not a list of texts", where=where)
     for text in value:
-        _refuse_half_characters(text, key, where)
+        refuse_half_characters(text, key, where)
     return tuple(value)
 
 
-def _refuse_half_characters(text: str, key: str, where: str) -> None:
-    """JSON can spell half of a character (a lone surrogate), which no tokenizer and no file takes."""
+def refuse_half_characters(text: str, key: str, where: str) -> None:
+    """JSON can spell half of a character (a lone surrogate), which no tokenizer and no file takes.
+
+    Raises:
+        UserError: The text has one.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Options(BaseModel):
         return columns
 
 
-@joins_splits
+@partial(joins_splits, join=gathered)
 def read(options: Options, task: str, split: str, *, labelled: bool, log: Log = print) -> list[Sample]:
     """Samples of a split; images are decoded when they are needed.
 
@@ -93,7 +94,7 @@ def read(options: Options, task: str, split: str, *, labelled: bool, log: Log = 
         raise unlabelled(split, "samples", "label", place)
     if unlabelled_rows:
         log(f"{place}: {unlabelled_rows} rows without a label (-1) are left out")
-    return gathered(samples, place, log)
+    return samples
 
 
 def splits(options: Options, task: str) -> list[str]:

@@ -7,6 +7,7 @@ last bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from smarttrim_cli.data.samples import ImageSource
+from smarttrim_cli.data.samples import ImageSource, NoImage
 from smarttrim_cli.errors import UserError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -87,6 +88,10 @@ def _problem(source: ImageSource, error: Exception) -> str:
         return "the image file is empty" if empty else "the file is not an image that can be read"
     if isinstance(error, Image.DecompressionBombError):
         return f"the image is too large ({error})"
+    if isinstance(error, NoImage):
+        return "there is no image in this cell"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"the image file cannot be read ({error.strerror})"
     return f"the image is damaged ({error})"
 
 
@@ -134,9 +139,13 @@ class Preprocess:
             raise ValueError(f"size is {self.size!r}")
         if self.mode not in get_args(_Mode) or self.interpolation not in _INTERPOLATION:
             raise ValueError(f"mode is {self.mode!r}, interpolation {self.interpolation!r}")
-        for values in (self.mean, self.std):
-            if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
-                raise ValueError(f"mean or std is {values!r}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(type(value) in (int, float) for value in values):
+                raise ValueError(f"{name} is {values!r}, not three numbers")
+            if not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name} is {values!r}, which is not finite")
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std!r}, by which the values are divided: it has to be positive")
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Resize, crop, scale and normalise."""

@@ -15,6 +15,7 @@ which scores are broken down.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Options(BaseModel):
     images_dir: str | None = Field(None, description="folder that image paths start from; null: data_dir")
 
 
-@joins_splits
+@partial(joins_splits, join=gathered)
 def read(options: Options, task: str, split: str, *, labelled: bool, log: Log = print) -> list[Sample]:
     """Samples of a split.
 
@@ -64,7 +65,7 @@ def read(options: Options, task: str, split: str, *, labelled: bool, log: Log = 
         samples.append(to_sample(task, Entry(values, images, line, where, split, labelled)))
     if unused:
         log(f"{split}.jsonl: keys that {task} does not use: {', '.join(sorted(unused))}")
-    return gathered(samples, split, log)
+    return samples
 
 
 def splits(options: Options, task: str) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from smarttrim_cli.data.files import field, objects, read_json
+from smarttrim_cli.data.files import field, objects, read_json, refuse_half_characters
 from smarttrim_cli.data.samples import CaptionedImage
 from smarttrim_cli.data.splits import FLICKR_FOLDERS, Log, image_folder, joins_splits, unknown_split
 from smarttrim_cli.errors import UserError
@@ -115,4 +115,6 @@ def _captions(entry: dict[str, Any], where: str) -> tuple[str, ...]:
         captions = ()
     if not captions:
         raise UserError("no list of sentences, each with its raw text", where=where)
+    for caption in captions:
+        refuse_half_characters(caption, "raw", where)
     return captions

@@ -53,14 +53,15 @@ def read(
         UserError: A file or image folder is missing or damaged, or the split is unknown.
     """
     files = _files(options)
-    if split not in files:
+    path = files.get(split) or _named(options, split)
+    if path is None:
         raise unknown_split(
             split, "statements", files, Path(options.data_dir), "JSON-lines file with statements"
         )
     root = Path(options.images_dir or options.data_dir)
     folders: dict[str, Path] = {}
     samples = []
-    for where, entry in read_json_lines(files[split]):
+    for where, entry in read_json_lines(path):
         identifier = field(entry, "identifier", str, where)
         parts = identifier.split("-")
         if len(parts) < 4:
@@ -104,11 +105,17 @@ def _files(options: Options) -> dict[str, Path]:
     return {}
 
 
+def _named(options: Options, split: str) -> Path | None:
+    """A file with the name of a split but, at first sight, no statements: reading it says what is wrong."""
+    paths = [Path(options.data_dir) / place / f"{split}.json" for place in _ANNOTATIONS]
+    return next((path for path in paths if path.is_file()), None)
+
+
 def _has_statements(path: Path) -> bool:
-    """Whether the first line is an object with a sentence; other JSON files may lie beside."""
+    """Whether the first line that is not blank is an object with a sentence; others may lie beside."""
     try:
         with path.open("rb") as file:
-            first = json.loads(file.readline())
+            first = json.loads(next(filter(bytes.strip, file), b""))
     except (OSError, ValueError):
         return False
     return isinstance(first, dict) and "sentence" in first

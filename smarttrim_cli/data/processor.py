@@ -20,7 +20,7 @@ from smarttrim_cli.data.files import read_json
 from smarttrim_cli.data.images import Preprocess
 from smarttrim_cli.errors import UserError
 
-_PREPROCESSING = "preprocessing.json"
+PREPROCESSING = "preprocessing.json"
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 """Special tokens at the ids that RoBERTa gives them: 0, 1, 2, 3."""
 
@@ -97,7 +97,7 @@ class Processor:
             backend.no_truncation()
         self.tokenizer.save_pretrained(str(folder))
         content = {"max_text_length": self.max_text_length, **dataclasses.asdict(self.preprocess)}
-        (folder / _PREPROCESSING).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        (folder / PREPROCESSING).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Processor:
@@ -107,7 +107,7 @@ class Processor:
             UserError: A file is missing or damaged.
         """
         try:
-            content: dict[str, Any] = dict(read_json(folder / _PREPROCESSING))
+            content: dict[str, Any] = dict(read_json(folder / PREPROCESSING))
             length = content.pop("max_text_length")
             if type(length) is not int or length < 1:
                 raise ValueError(f"max_text_length is {length!r}")
@@ -115,7 +115,7 @@ class Processor:
             preprocess = Preprocess(**content)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"not a preprocessing file ({error})", where=str(folder / _PREPROCESSING)
+                f"not a preprocessing file ({error})", where=str(folder / PREPROCESSING)
             ) from error
         return cls(load_tokenizer(str(folder)), preprocess, length)
 

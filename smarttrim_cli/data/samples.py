@@ -6,8 +6,9 @@ where a split has none. An image is a path, or anything with ``open() -> PIL.Ima
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from PIL import Image
 SampleId = int | str
 ENTAILMENT = ("contradiction", "neutral", "entailment")
 """Classes of visual entailment in the order of their indices (``label2id`` of METER's ``write_snli.py``)."""
+
+
+class NoImage(Exception):
+    """A cell of a table that should have an image has none."""
 
 
 class EmbeddedImage:
@@ -31,15 +36,33 @@ class EmbeddedImage:
         self.position = position
 
     def open(self) -> Image.Image:
-        """Decode it."""
+        """Decode it.
+
+        Raises:
+            NoImage: The cell is empty.
+        """
+        cell = self._cell()
+        if isinstance(cell, Image.Image):
+            return cell
+        if cell is None:
+            raise NoImage
+        return Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell)
+
+    def key(self) -> Hashable:
+        """The same for the same image in other rows: its path, or a hash of its bytes; None for no image."""
+        cell = self._cell()
+        if isinstance(cell, Image.Image):
+            return cell.mode, cell.size, hashlib.blake2b(cell.tobytes(), digest_size=16).digest()
+        return hashlib.blake2b(cell, digest_size=16).digest() if isinstance(cell, bytes) else cell
+
+    def _cell(self) -> Any:
+        """A picture, the bytes or the path of an image file, or None."""
         cell = self.table[self.row][self.column]
         if self.position is not None:
             cell = cell[self.position]
-        if isinstance(cell, Image.Image):
-            return cell
         if isinstance(cell, Mapping):
-            cell = cell["path"] if cell.get("bytes") is None else cell["bytes"]
-        return Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell)
+            return cell["path"] if cell.get("bytes") is None else cell["bytes"]
+        return cell
 
     def __str__(self) -> str:
         """Where it is."""

@@ -82,6 +82,12 @@ def read(
                 label=label,
             )
         )
+    if not samples:
+        raise UserError(
+            f"annotators agree on none of the {undecided} hypotheses (gold_label -)",
+            where=str(path),
+            hint="hypotheses without agreement are left out, as in the official data",
+        )
     if undecided:
         log(f"{path.name}: {undecided} hypotheses without agreement (gold_label -) are left out")
     return samples

@@ -27,10 +27,17 @@ class Read(Protocol):
         ...
 
 
-def joins_splits(read: Callable[..., list[Any]]) -> Read:
+def _as_they_are(samples: list[Any], split: str, log: Log) -> list[Any]:
+    return samples
+
+
+def joins_splits(
+    read: Callable[..., list[Any]], join: Callable[[list[Any], str, Log], list[Any]] = _as_they_are
+) -> Read:
     """Makes a plug-in's ``read`` take several splits, ``train+val``, and refuse ids that occur twice.
 
-    METER and BLIP train their VQA models on train and val together.
+    METER and BLIP train their VQA models on train and val together. ``join`` gets the samples of all of them,
+    the joined name and the log, and gives those of the whole.
     """
 
     @functools.wraps(read)
@@ -38,6 +45,7 @@ def joins_splits(read: Callable[..., list[Any]]) -> Read:
         samples: list[Sample] = []
         for part in split.split("+"):
             samples += read(options, task, part.strip(), labelled=labelled, log=log)
+        samples = join(samples, split, log)
         _refuse_repeated_ids(samples, split)
         return samples
 

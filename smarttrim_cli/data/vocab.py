@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from smarttrim_cli.data.files import read_json
+from smarttrim_cli.data.files import read_json, refuse_half_characters
 from smarttrim_cli.data.samples import VqaSample
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.metrics.vqa_accuracy import normalize_answer
@@ -88,9 +88,11 @@ class AnswerVocab:
         if isinstance(content, list) and content and all(isinstance(answer, str) for answer in content):
             if len(set(content)) < len(content):
                 raise UserError("an answer is listed twice", where=str(path))
+            _refuse_broken(content, path)
             return cls(tuple(content))
         if not isinstance(content, dict) or not content:
             raise UserError("not a map from answers to class indices", where=str(path))
+        _refuse_broken(content, path)
         indices = list(content.values())
         if any(type(index) is not int for index in indices) or sorted(indices) != list(range(len(indices))):
             raise UserError(
@@ -103,3 +105,8 @@ class AnswerVocab:
         """Write the JSON file that ``load`` reads."""
         content = {answer: position for position, answer in enumerate(self.answers)}
         path.write_text(json.dumps(content, ensure_ascii=False, indent=0), encoding="utf-8")
+
+
+def _refuse_broken(answers: Iterable[str], path: Path) -> None:
+    for number, answer in enumerate(answers):
+        refuse_half_characters(answer, f"answer {number}", str(path))

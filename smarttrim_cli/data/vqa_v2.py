@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from smarttrim_cli.data.files import field, objects, read_json
+from smarttrim_cli.data.files import field, objects, read_json, refuse_half_characters, shown
 from smarttrim_cli.data.samples import VqaSample
 from smarttrim_cli.data.splits import (
     Log,
@@ -80,8 +80,8 @@ def read_folder(
         question_id = field(question, "question_id", int, where)
         image_id = field(question, "image_id", int, where)
         annotation = None if annotations is None else annotations.get(question_id, {})
-        if annotation == {}:
-            raise UserError(f"no annotation for question_id {question_id}", where=str(annotations_path))
+        if annotation is not None:
+            _refuse_other(annotation, question_id, image_id, annotations_path)
         samples.append(
             VqaSample(
                 id=question_id,
@@ -117,14 +117,30 @@ def _find_subtype(folder: Path, split: str) -> str:
 def _read_annotations(path: Path, split: str, required: bool) -> dict[int, dict[str, Any]] | None:
     """Annotations by question id; None if there is no such file."""
     if path.exists():
-        entries = objects(read_json(path), "annotations", path)
-        return {
-            field(entry, "question_id", int, _place(entry, number, path)): entry
-            for number, entry in enumerate(entries)
-        }
+        found: dict[int, dict[str, Any]] = {}
+        for number, entry in enumerate(objects(read_json(path), "annotations", path)):
+            where = _place(entry, number, path)
+            question_id = field(entry, "question_id", int, where)
+            if question_id in found:
+                raise UserError("two annotations of this question", where=where)
+            found[question_id] = entry
+        return found
     if required:
         raise unlabelled(split, "questions", "answers", path)
     return None
+
+
+def _refuse_other(annotation: dict[str, Any], question_id: int, image_id: int, path: Path) -> None:
+    """Refuse a question without annotation, or with that of another image."""
+    if not annotation:
+        raise UserError(f"no annotation for question_id {question_id}", where=str(path))
+    annotated = annotation.get("image_id", image_id)
+    if annotated != image_id:
+        raise UserError(
+            f"the annotation is of image {shown(annotated)}, the question of image {image_id}",
+            where=f"{path}, question_id {question_id}",
+            hint="questions and annotations have to be of the same release",
+        )
 
 
 def _place(entry: dict[str, Any], number: int, path: Path) -> str:
@@ -146,6 +162,8 @@ def _answers(annotation: dict[str, Any], path: Path) -> tuple[str, ...]:
         answers = ()
     if not answers or not all(isinstance(answer, str) for answer in answers):
         raise UserError(f"question_id {annotation['question_id']} has no list of answers", where=str(path))
+    for answer in answers:
+        refuse_half_characters(answer, "answer", f"{path}, question_id {annotation['question_id']}")
     return answers
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import smarttrim_cli
 from smarttrim_cli import registry
 from smarttrim_cli.data.files import read_json
-from smarttrim_cli.data.processor import Processor
+from smarttrim_cli.data.processor import PREPROCESSING, Processor
 from smarttrim_cli.engine.files import write_json
 from smarttrim_cli.errors import SmartTrimError, UserError, some
 from smarttrim_cli.forms import Form
@@ -34,6 +34,7 @@ from smarttrim_cli.trimmers.base import SiteInfo, Trimmer
 CONFIG, WEIGHTS, TRIMMERS = "config.json", "model.safetensors", "trimmers.safetensors"
 FORMAT = "smarttrim-model"
 _KEYS = ("backbone", "task", "form", "trimmers", "threshold")
+_DIVERGED = "the file may be damaged, or its training diverged"
 BUILTIN = Path(__file__).parent.parent / "assets"
 
 
@@ -133,7 +134,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
     """Load weights strictly: every problem is named.
 
     Raises:
-        UserError: Keys are missing or unused, or shapes differ.
+        UserError: Keys are missing or unused, shapes differ, or values are nan.
     """
     own = module.state_dict()
     problems = [f"missing: {name}" for name in own if name not in tensors]
@@ -146,6 +147,9 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise UserError(f"the weights do not fit the model ({len(problems)} problems): {shown}", where=where)
+    broken = next((name for name in own if tensors[name].isnan().any()), None)
+    if broken is not None:
+        raise UserError(f"{broken} has values that are not numbers (nan)", where=where, hint=_DIVERGED)
     module.load_state_dict(tensors)
 
 
@@ -228,7 +232,38 @@ def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log:
             f"the label vocabulary has {task.form.num_labels} entries, the model {form.num_labels}",
             where=str(folder),
         )
-    return Bundle(model, task, Processor.load(folder), config)
+    processor = Processor.load(folder)
+    _refuse_other_sizes(processor, config["backbone"], backbone, folder / PREPROCESSING)
+    return Bundle(model, task, processor, config)
+
+
+def _refuse_other_sizes(
+    processor: Processor, section: Mapping[str, Any], backbone: nn.Module, file: Path
+) -> None:
+    """Refuse preprocessing, which may have been edited, for images or texts that the model cannot take."""
+    image_size = getattr(registry.options("backbones", section), "image_size", None)
+    size, longest = processor.preprocess.size, processor.max_text_length
+    if image_size not in (None, size):
+        raise UserError(f"size is {size}, but the model takes images of {image_size} pixels", where=str(file))
+    positions = min(map(_rows, _position_embeddings(backbone)), default=longest)
+    if positions < longest:
+        raise UserError(
+            f"max_text_length is {longest}, but the text encoder has {positions} positions", where=str(file)
+        )
+
+
+def _position_embeddings(backbone: nn.Module) -> list[nn.Embedding]:
+    """Those of text encoders and decoders, by the name that all of transformers' have."""
+    return [
+        module
+        for name, module in backbone.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+    ]
+
+
+def _rows(positions: nn.Embedding) -> int:
+    """How many tokens have a position; RoBERTa's start behind its padding index."""
+    return positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
 
 
 @contextmanager

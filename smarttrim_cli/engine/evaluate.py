@@ -57,7 +57,8 @@ def evaluate(
         ``metric`` (name of the main one); ``full`` and ``trimmed`` with score, standard error, scores by type
         and GMACs, without trimmers ``full`` alone; ``difference`` (trimmed minus full, paired, 95 %);
         ``speedup.macs``; ``baselines``; ``split`` and ``count``. On scenes also ``relevance``,
-        ``relevance_patches`` and ``difficulty`` (:mod:`.relevance`). Of stored predictions ``missing``: how
+        ``relevance_patches`` and ``difficulty`` (:mod:`.relevance`). ``unlabelled``: how many instances have
+        no reference, where others do. Of stored predictions ``missing``: how
         many instances have none. ``recipe``: what the run was trained by. Of several processes (``torchrun``)
         each runs its part of the split; all but the first return nothing, and write nothing.
     """
@@ -161,6 +162,7 @@ def _warn(report: dict[str, Any], results: dict[str, Predictions], reporter: Rep
     if skipped:
         report["skipped"] = skipped
         reporter.warn(f"{skipped} instances were skipped because of broken images")
+    _warn_of_unlabelled(report, results["full"].records, reporter)
     speedup = report.get("speedup", {}).get("macs", math.inf)
     if speedup < 1:
         reporter.warn(f"the trimmed model costs more than the full one: {speedup:.3f}x fewer MACs")
@@ -171,6 +173,14 @@ def _warn(report: dict[str, Any], results: dict[str, Predictions], reporter: Rep
     if warning:
         report["warning"] = warning
         reporter.warn(warning)
+
+
+def _warn_of_unlabelled(report: dict[str, Any], records: Sequence[Record], reporter: Reporter) -> None:
+    lacking = sum(record["score"] is None for record in records)
+    if 0 < lacking < len(records):
+        report["unlabelled"] = lacking
+        text = f"{lacking} of {len(records)} instances have no reference"
+        reporter.warn(f"{text}: scores are of the others")
 
 
 def _write(
@@ -230,6 +240,7 @@ def _rescore(
         report["missing"] = there - len(stored)
         text = f"{there - len(stored)} of the {there} instances of {name} have no prediction in {path}"
         reporter.warn(f"{text}: scores are of the others")
+    _warn_of_unlabelled(report, trimmed, reporter)
     if submission is not None:
         _write_submission(task, trimmed, submission)
     if all("full_prediction" in record for record in stored):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.costs import CostLog, add_counts
 from smarttrim_cli.engine.devices import keep_freed_memory
-from smarttrim_cli.engine.loading import Loader
+from smarttrim_cli.engine.loading import Loader, batching
 from smarttrim_cli.engine.report import Reporter
 from smarttrim_cli.engine.sharing import Share
-from smarttrim_cli.errors import UserError
+from smarttrim_cli.errors import SmartTrimError, UserError, some
 from smarttrim_cli.pruning.context import ForwardContext
 from smarttrim_cli.pruning.cost import double_counts
 from smarttrim_cli.pruning.decisions import Decisions
@@ -69,9 +70,8 @@ def batches(
     """Batches of a split, in order; of a share, if there is one."""
     dataset = bundle.task.dataset(split, bundle.processor, limit=limit)
     dataset = dataset if share is None else share.part(dataset)
-    return Loader(
-        dataset, bundle.task, bundle.processor, skip_empty=True, batch_size=batch_size, num_workers=workers
-    )
+    settings = batching(dataset, batch_size)
+    return Loader(dataset, bundle.task, bundle.processor, skip_empty=True, num_workers=workers, **settings)
 
 
 @dataclass
@@ -115,6 +115,7 @@ def predict(
 
     Raises:
         UserError: No instance can be used.
+        SmartTrimError: The model's outputs are not numbers.
     """
     if getattr(bundle.task, "two_stage", False):
         from smarttrim_cli.engine.retrieval import predict_in_two_stages  # which uses this module
@@ -129,6 +130,7 @@ def predict(
             batch = to_device(batch, device)
             for mode in modes:
                 forward = model(batch.inputs, mode, instance_ids=batch.instance_ids)
+                _refuse_no_numbers(forward.output, batch)
                 results[mode].records += bundle.task.predict(forward.output, batch, bundle.processor)
                 if forward.context is not None:
                     logs[mode].add(forward.context)
@@ -150,6 +152,25 @@ def predict(
                 result.macs, result.full_macs = (summed(v, owners) for v in (result.macs, result.full_macs))
         result.records = bundle.task.finish(result.records)
     return results
+
+
+def no_numbers(ids: Sequence[Hashable]) -> SmartTrimError:
+    """The error for outputs that are nan, of samples with these ids: any score of them would be made up."""
+    return SmartTrimError(
+        "the model's outputs are not numbers (nan)",
+        where=f"samples {some([str(sample_id) for sample_id in ids])}",
+        hint="its weights may be damaged, or of a training that diverged",
+    )
+
+
+def _refuse_no_numbers(output: Any, batch: Batch) -> None:
+    """Refuse scores (B, ...) that are nan, and texts (B, T) that were chosen by such scores."""
+    if not isinstance(output, torch.Tensor):
+        return
+    bad = output.isnan() if output.is_floating_point() else output < 0
+    if bool(bad.any()):
+        rows = bad.flatten(1).any(1).tolist()
+        raise no_numbers([sample.id for sample, row in zip(batch.samples, rows, strict=True) if row])
 
 
 def _joined(parts: Sequence[dict[str, Predictions]]) -> dict[str, Predictions]:

@@ -5,11 +5,13 @@ A DataLoader turns an error in a worker into one whose message is a traceback, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.errors import UserError
@@ -44,6 +46,44 @@ class _Collate:
             return self.task.collate(items, self.processor, self.training)
         except UserError as error:
             return error
+
+
+class BatchesOfOneWidth:
+    """Indices of batches whose items have one width each, in order: of a data set that has ``width(index)``.
+
+    Args:
+        width: Of the item of an index.
+        count: Number of items.
+        batch_size: Most items of a batch.
+    """
+
+    def __init__(self, width: Callable[[int], int], count: int, batch_size: int) -> None:
+        self.width, self.count, self.batch_size = width, count, batch_size
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        of_width = Counter(map(self.width, range(self.count)))
+        return sum(math.ceil(number / self.batch_size) for number in of_width.values())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """A batch as soon as it is full, then what is left of each width."""
+        waiting: dict[int, list[int]] = {}
+        for index in range(self.count):
+            batch = waiting.setdefault(self.width(index), [])
+            batch.append(index)
+            if len(batch) == self.batch_size:
+                yield waiting.pop(self.width(index))
+        yield from waiting.values()
+
+
+def batching(dataset: Any, batch_size: int) -> dict[str, Any]:
+    """Settings of a DataLoader for batches of a data set, or of a part of one, in order."""
+    whole = dataset.dataset if isinstance(dataset, Subset) else dataset
+    if not hasattr(whole, "width"):
+        return {"batch_size": batch_size}
+    places = dataset.indices if isinstance(dataset, Subset) else range(len(whole))
+    sampler = BatchesOfOneWidth(lambda index: whole.width(places[index]), len(places), batch_size)
+    return {"batch_sampler": sampler}
 
 
 class Loader:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from smarttrim_cli.engine.artifact import Bundle
-from smarttrim_cli.engine.inference import Predictions, add_costs, device_of, to_device
+from smarttrim_cli.engine.inference import Predictions, add_costs, device_of, no_numbers, to_device
 from smarttrim_cli.engine.loading import Loader
 from smarttrim_cli.engine.report import Reporter
 from smarttrim_cli.errors import UserError
@@ -72,6 +72,7 @@ def predict_in_two_stages(
 
     Raises:
         UserError: No image can be used.
+        SmartTrimError: The model's scores are not numbers.
     """
     results, done = {}, 0
     expected = len(loader.dataset)
@@ -126,6 +127,8 @@ def _second_stage(
         ids_KL, mask_KL = texts.of(places)
         logits_K, passes = _match(bundle, query, ids_KL, mask_KL, mode)
         scores_K = (logits_K + texts.features[places.to(device)] @ images_IE[image]).cpu()
+        if bool(scores_K.isnan().any()):
+            raise no_numbers([query.id])
         for matrix, chosen_IT in ((image_to_text, to_texts_IT), (text_to_image, to_images_IT)):
             own_K = scores_K.masked_fill(~chosen_IT[image, places], -math.inf)
             matrix.add([image], places.tolist(), own_K[None].numpy())

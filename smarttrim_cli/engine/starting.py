@@ -100,7 +100,10 @@ def _refuse_other_files(path: Path) -> None:
 
 def _is_hugging_face(path: Path) -> bool:
     config = path / CONFIG
-    return config.is_file() and "model_type" in (read_json(config) or {})
+    if not config.is_file():
+        return False
+    content = read_json(config)
+    return isinstance(content, dict) and "model_type" in content
 
 
 def backbone_section(asked: dict[str, Any], start: Start) -> dict[str, Any]:

@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smarttrim_cli.data.files import shown
 from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.tasks._data import Item, instance_ids, usable
 from smarttrim_cli.tasks._task import DataTask
 from smarttrim_cli.tasks.base import Batch, Record
+from smarttrim_cli.tasks.records import place_of
 
 _NO_LABEL = -100
 
@@ -69,8 +71,9 @@ class Classification(DataTask):
             label = names.get(label.lower()) if isinstance(label, str) else label
             if label is None:
                 raise UserError(
-                    f"the prediction for id {record['id']} is {record['prediction']!r}, "
-                    f"not one of {', '.join(self.classes)}"
+                    f"the prediction for id {record['id']} is {shown(record['prediction'])}, "
+                    f"not one of {', '.join(self.classes)}",
+                    where=place_of(record),
                 )
             named.append({**record, "prediction": label})
         return super().rescore(named, split)

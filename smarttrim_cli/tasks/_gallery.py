@@ -178,7 +178,7 @@ class Blocks(Dataset[Item | None], ABC):
 
 
 class WholeMatrix(Blocks):
-    """All images with all texts; all blocks have the same size: the last may overlap with the one before."""
+    """All images with all texts, each pair once: blocks of one size, but for an image's last, the rest."""
 
     def __init__(self, gallery: Gallery, processor: Processor, skip_bad: bool, block_size: int) -> None:
         super().__init__(gallery, processor, skip_bad)
@@ -190,12 +190,16 @@ class WholeMatrix(Blocks):
         """Number of blocks."""
         return len(self.gallery.images) * self.blocks
 
+    def width(self, index: int) -> int:
+        """Number of texts of a block; a batch has blocks of one width."""
+        return min(self.size, len(self.gallery.texts) - index % self.blocks * self.size)
+
     def block(self, index: int) -> Block:
         """The block of an item."""
         image, number = divmod(index, self.blocks)
-        first = min(number * self.size, len(self.gallery.texts) - self.size)
+        first = number * self.size
         sample = self.gallery.images[image]
-        texts = range(first, first + self.size)
+        texts = range(first, first + self.width(index))
         return Block(f"{sample.id}/{first}", sample.images, self.gallery.name, image, texts)
 
 

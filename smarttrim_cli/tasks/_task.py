@@ -13,12 +13,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from smarttrim_cli.data.files import shown
 from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.forms import Form
 from smarttrim_cli.tasks._data import DataOptions, SampleDataset, SplitReader, cleaned, spread
 from smarttrim_cli.tasks._summary import summarize
 from smarttrim_cli.tasks.base import Record
+from smarttrim_cli.tasks.records import place_of
 
 Log = Callable[[str], None]
 
@@ -124,7 +126,10 @@ class DataTask(ABC):
         refuse_unknown(records, by_id, split)
         odd = next((record for record in records if not isinstance(record["prediction"], str)), None)
         if odd is not None:
-            raise UserError(f"the prediction for id {odd['id']} is {odd['prediction']!r}, not a text")
+            raise UserError(
+                f"the prediction for id {odd['id']} is {shown(odd['prediction'])}, not a text",
+                where=place_of(odd),
+            )
         return self.finish([self.record(by_id[record["id"]], record["prediction"]) for record in records])
 
     def inputs(

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.data.samples import VqaSample
@@ -106,7 +107,36 @@ class AnswerTask(DataTask):
             raise RuntimeError("prepare_labels was not called")
         return self.vocab
 
+    @property
+    def ranks(self) -> bool:
+        """Whether answers are chosen from the vocabulary, not written."""
+        return True
+
     # --- batches, predictions, scores ---
+
+    def dataset(
+        self, split: str, processor: Processor, *, limit: int | None = None, training: bool = False
+    ) -> Dataset[Any]:
+        """Questions of a split; ``limit`` takes so many, spread evenly. Training needs answers."""
+        if training and self.ranks:
+            self._count_unanswerable(self.samples(split, labelled=True), split)
+        return super().dataset(split, processor, limit=limit, training=training)
+
+    def _count_unanswerable(self, samples: Sequence[VqaSample], split: str) -> None:
+        """Say how many questions have no answer that the model can give; refuse if none has."""
+        missing = self.known.count_unanswerable(samples)
+        if missing == len(samples):
+            raise UserError(
+                f"none of the {missing} questions of split {split} has an answer in the vocabulary "
+                f"(such as {samples[0].answers[0]!r})",  # type: ignore[index]
+                where="task",
+                hint="the model's answers.json, or task.answers, is of other data",
+            )
+        if missing:
+            self.log(
+                f"{missing} of {len(samples)} questions of split {split} have no answer in the vocabulary: "
+                "nothing is right for them"
+            )
 
     def asked(self, items: Sequence[Item | None], processor: Processor) -> Batch:
         """A batch with images and questions, but no targets."""

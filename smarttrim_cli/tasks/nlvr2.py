@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from smarttrim_cli.data.samples import StatementSample
+from smarttrim_cli.errors import UserError
 from smarttrim_cli.forms import CLASSIFIES, Form
 from smarttrim_cli.metrics.accuracy import consistency
 from smarttrim_cli.tasks._classification import Classification
@@ -80,7 +81,18 @@ class Nlvr2Task(Classification):
         return summary
 
     def submission(self, records: Sequence[Record]) -> str:
-        """Lines ``identifier,prediction``, which the official evaluation reads."""
+        """Lines ``identifier,prediction``, which the official evaluation reads; it knows no quotes.
+
+        Raises:
+            UserError: An id has a comma or a line break.
+        """
+        broken = next((record["id"] for record in records if set(str(record["id"])) & set(",\r\n")), None)
+        if broken is not None:
+            raise UserError(
+                f"id {broken!r} has a comma or a line break, which the format of the submission cannot hold",
+                where="--submission",
+                hint="give the samples other ids",
+            )
         return "".join(f"{record['id']},{record['prediction']}\n" for record in records)
 
 

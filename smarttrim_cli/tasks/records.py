@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.tasks.base import Record
+
+
+class StoredRecord(Record):
+    """A record from a file, which knows its place there: ``where`` is file and line."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        super().__init__(values)
+        self.where = where
+
+
+def place_of(record: Record) -> str | None:
+    """File and line of a record, if it is from a file."""
+    return getattr(record, "where", None)
 
 
 def read_records(path: Path) -> list[Record]:
@@ -16,13 +31,14 @@ def read_records(path: Path) -> list[Record]:
         UserError: The file cannot be read, is empty, or a line is no prediction.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines also splits at U+2028 and others
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read the predictions: {error.strerror}", where=str(path)) from error
     except UnicodeDecodeError as error:
         raise UserError(
             f"cannot read the predictions: not UTF-8 (byte {error.start})", where=str(path)
         ) from error
+    lines = text.split("\n")  # splitlines also splits at U+2028 and others
     records: list[Record] = []
     seen: dict[int | str, int] = {}
     for number, line in enumerate(lines, 1):
@@ -44,7 +60,7 @@ def read_records(path: Path) -> list[Record]:
                 where=f"{path}:{number}",
             )
         seen[record["id"]] = number
-        records.append(record)
+        records.append(StoredRecord(record, f"{path}:{number}"))
     if not records:
         raise UserError("there are no predictions in this file", where=str(path))
     return records

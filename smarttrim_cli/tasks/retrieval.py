@@ -27,6 +27,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from smarttrim_cli.data.files import shown
 from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.forms import CONTRASTS, MATCHES, Contrast, Form, Ranking
@@ -45,6 +46,7 @@ from smarttrim_cli.tasks._ranks import complete, ranked, ranks_of, record_of, sc
 from smarttrim_cli.tasks._summary import estimated
 from smarttrim_cli.tasks._task import DataTask, need_style, refuse_unknown
 from smarttrim_cli.tasks.base import Batch, Record
+from smarttrim_cli.tasks.records import place_of
 
 FORM = "retrieval"
 _STAGES = ("first_stage_gmacs", "second_stage_gmacs")
@@ -273,13 +275,15 @@ class RetrievalTask(DataTask):
         """
         by_id = {sample.id: sample for sample in self.samples(split, labelled=True)}
         refuse_unknown(records, by_id, split)
+        texts = sum(len(sample.captions) for sample in by_id.values())
         for record in records:
             ranks, captions = record["prediction"], by_id[record["id"]].captions
-            good = isinstance(ranks, list) and all(rank is None or _is_rank(rank) for rank in ranks)
-            if not good or len(ranks) != 1 + len(captions):
+            most = [texts, *[len(by_id)] * len(captions)]
+            if not isinstance(ranks, list) or len(ranks) != len(most) or not all(map(_is_rank, ranks, most)):
                 raise UserError(
-                    f"the prediction for id {record['id']} is {ranks!r}, not the rank of the best text and "
-                    f"{len(captions)} ranks of the image"
+                    f"the prediction for id {record['id']} is {shown(ranks)}, not the rank of the best text "
+                    f"(1 to {texts}) and {len(captions)} ranks of the image (1 to {len(by_id)})",
+                    where=place_of(record),
                 )
         return scored([self.record(by_id[record["id"]], record["prediction"]) for record in records])
 
@@ -352,8 +356,9 @@ class ContrastiveRetrievalTask(RetrievalTask):
         ]
 
 
-def _is_rank(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 1
+def _is_rank(value: Any, most: int) -> bool:
+    """A whole number from 1; None says that the pair was no candidate."""
+    return value is None or (type(value) is int and 1 <= value <= most)
 
 
 def build(options: Options, log: Callable[[str], None], style: str) -> RetrievalTask:

@@ -7,16 +7,12 @@ times the number of answers. What a backbone that generates learns is in ``_vqa_
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from smarttrim_cli.data.processor import Processor
-from smarttrim_cli.data.samples import VqaSample
-from smarttrim_cli.errors import UserError
 from smarttrim_cli.forms import CLASSIFIES, GENERATES, Form
 from smarttrim_cli.tasks._data import Item
 from smarttrim_cli.tasks._task import need_style
@@ -34,30 +30,6 @@ class VqaTask(AnswerTask):
     def form(self) -> Form:
         """A classifier over the answers; without labels, over ``num_answers``."""
         return Form(FORM, num_labels=len(self.vocab) if self.vocab else self.options.num_answers)
-
-    def dataset(
-        self, split: str, processor: Processor, *, limit: int | None = None, training: bool = False
-    ) -> Dataset[Any]:
-        """Questions of a split; ``limit`` takes so many, spread evenly. Training needs answers."""
-        if training:
-            self._count_unanswerable(self.samples(split, labelled=True), split)
-        return super().dataset(split, processor, limit=limit, training=training)
-
-    def _count_unanswerable(self, samples: Sequence[VqaSample], split: str) -> None:
-        """Say how many questions have no answer that the model can give; refuse if none has."""
-        missing = self.known.count_unanswerable(samples)
-        if missing == len(samples):
-            raise UserError(
-                f"none of the {missing} questions of split {split} has an answer in the vocabulary "
-                f"(such as {samples[0].answers[0]!r})",  # type: ignore[index]
-                where="task",
-                hint="the model's answers.json, or task.answers, is of other data",
-            )
-        if missing:
-            self.log(
-                f"{missing} of {len(samples)} questions of split {split} have no answer in the vocabulary: "
-                "nothing is right for them"
-            )
 
     def collate(self, items: Sequence[Item | None], processor: Processor, training: bool = False) -> Batch:
         """Pad texts, stack images, lay out soft targets (B, answers)."""

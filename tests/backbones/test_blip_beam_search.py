@@ -117,3 +117,16 @@ def test_fixed_length_takes_a_fixed_number_of_steps() -> None:
 
     tokens, _ = beam_search(step, model.reorder, torch.tensor([[7], [7]]), decoding, end=END, padding=PADDING)
     assert steps == 6 and tokens.shape == (2, 7) and not bool((tokens == END).any())
+
+
+@pytest.mark.parametrize("decoding", [Decoding(1, 4, 1), Decoding(3, 4, 4), Decoding(3, 5, 1)])
+def test_scores_that_are_no_numbers_choose_no_text(decoding: Decoding) -> None:
+    def step(ids_RT: Tensor) -> Tensor:
+        logits_RV = torch.zeros(len(ids_RT), VOCABULARY)
+        logits_RV[decoding.num_beams :] = math.nan
+        return logits_RV
+
+    prompt = torch.ones(2, 1, dtype=torch.long)
+    tokens, scores = beam_search(step, lambda rows, done: None, prompt, decoding, end=END, padding=PADDING)
+    assert (tokens[0] >= 0).all() and (tokens[1] == -1).all()
+    assert scores.isnan().tolist() == [False, True]

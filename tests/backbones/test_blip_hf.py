@@ -193,3 +193,13 @@ def test_bad_folders(tmp_path: Path) -> None:
         blip.section_from_hf(tmp_path)
     with pytest.raises(UserError, match="no weights"):
         blip.load_hf(None, tmp_path, print)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"hidden_size": "wide"}, {"num_hidden_layers": [3]}, {"hidden_size": None}]
+)
+def test_a_configuration_with_values_of_the_wrong_kind(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    content = {"model_type": "blip", "text_config": {"hidden_size": 32, **wrong}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"config\.json: not the configuration of a BLIP model"):
+        blip.section_from_hf(tmp_path)

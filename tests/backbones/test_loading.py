@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import pickle
 from collections.abc import Callable
@@ -185,3 +186,62 @@ def test_many_unused_names_are_told_in_families() -> None:
     names = [f"blocks.{index}.attn.mask" for index in range(12)] + ["ln.weight"]
     LoadReport("f", ["a"], unused=names).describe(lines.append)
     assert lines == ["13 tensors of f are not used: blocks.*.attn.mask (12), ln.weight"]
+
+
+# --- odd files ---
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({3: torch.ones(2)}, "a tensor is named 3"),
+        ({"odd": torch.eye(3).to_sparse()}, "odd is a sparse tensor"),
+        ({"odd": torch.ones(3, device="meta")}, r"odd is an empty \(meta\) tensor"),
+    ],
+)
+def test_tensors_that_are_no_plain_ones_are_named(
+    tmp_path: Path, changed: dict[Any, Any], message: str
+) -> None:
+    torch.save({**STATE, **changed}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=message) as error:
+        read_tensors(tmp_path / "a.pth")
+    assert error.value.where == str(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        (torch.ones(2, dtype=torch.int32), "body.bias is of int32, which are no weights"),
+        (torch.ones(2, dtype=torch.complex64), "body.bias is of complex64"),
+        (torch.tensor([1.0, math.nan]), "body.bias has values that are not finite"),
+        (torch.tensor([1.0, -math.inf], dtype=torch.bfloat16), "body.bias has values that are not finite"),
+    ],
+)
+def test_values_that_are_no_weights_are_named(bias: torch.Tensor, message: str) -> None:
+    target = model()
+    before = target["body"].weight.clone()
+    with pytest.raises(UserError, match=message):
+        load_tensors(target, tensors(body__bias=bias), where="f")
+    assert torch.equal(target["body"].weight, before)
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    """Its bytes are numbers, too: nothing else tells."""
+    state = {"layer.weight": torch.full((100,), 1.5)}
+    torch.save(state, tmp_path / "a.ckpt")
+    content = (tmp_path / "a.ckpt").read_bytes()
+    number = state["layer.weight"][:1].numpy().tobytes()
+    place = content.index(number * 100)
+    (tmp_path / "a.ckpt").write_bytes(content[:place] + bytes(4) + content[place + 4 :])
+    with pytest.raises(UserError, match=r"damaged: the check sum of a/data/0 differs"):
+        read_tensors(tmp_path / "a.ckpt")
+
+
+def test_check_sums_need_not_have_been_computed(tmp_path: Path) -> None:
+    computed = torch.serialization.get_crc32_options()
+    try:
+        torch.serialization.set_crc32_options(False)
+        torch.save(STATE, tmp_path / "a.ckpt")
+    finally:
+        torch.serialization.set_crc32_options(computed)
+    assert same(read_tensors(tmp_path / "a.ckpt"))

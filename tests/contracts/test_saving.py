@@ -206,3 +206,31 @@ def test_trimmers_only_at_the_sites_that_are_asked_for() -> None:
     }
     no_heads = artifact.trimmers_for(host, TrimmerConfig(["token.vision", "head.text"], token, None))
     assert set(no_heads) == {f"vision.{i}.token" for i in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"size": 64}, "size is 64, but the model takes images of 32 pixels"),
+        ({"max_text_length": 500}, r"max_text_length is 500, but the text encoder has \d+ positions"),
+    ],
+)
+def test_preprocessing_that_does_not_fit_is_named(
+    saved: tuple[Bundle, Path], tmp_path: Path, changed: dict[str, int], message: str
+) -> None:
+    file = copied(saved[1], tmp_path) / "preprocessing.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **changed}), encoding="utf-8")
+    with pytest.raises(UserError, match=message) as error:
+        artifact.load_model(tmp_path, log=lambda message: None)
+    assert error.value.where == str(file)
+
+
+def test_weights_that_are_no_numbers_are_named(saved: tuple[Bundle, Path], tmp_path: Path) -> None:
+    path = copied(saved[1], tmp_path) / artifact.WEIGHTS
+    tensors = load_file(str(path))
+    victim = next(name for name, value in tensors.items() if value.is_floating_point())
+    tensors[victim].view(-1)[0] = torch.nan
+    save_file(tensors, str(path))
+    with pytest.raises(UserError, match=f"{victim} has values that are not numbers") as error:
+        artifact.load_model(tmp_path, log=lambda message: None)
+    assert error.value.where == str(path)

@@ -253,3 +253,11 @@ def test_errors_of_nocaps(nocaps_dir: Path) -> None:
     (nocaps_dir / "images").rmdir()
     with pytest.raises(UserError, match="val: no such folder of images"):
         nocaps.read(options, "captioning", "val", labelled=False)
+
+
+def test_half_characters_in_sentences(karpathy_dir: Path) -> None:
+    entry = {**flickr_image(0, "train"), "sentences": sentences("fine", "a\ud800")}
+    (karpathy_dir / "dataset_flickr30k.json").write_text(json.dumps({"images": [entry]}))
+    options = karpathy.Options(data_dir=str(karpathy_dir), dataset="flickr30k")
+    with pytest.raises(UserError, match="image 0: raw has half of a character at 1"):
+        karpathy.read(options, "retrieval", "train", labelled=True)

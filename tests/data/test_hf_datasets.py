@@ -316,3 +316,30 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError, match=r"not installed\n  pip install 'smarttrim-cli\[datasets\]'"):
         read(Options(data_dir=str(tmp_path / "vqa")), "vqa", "train", labelled=True)
     assert set(TASKS) == {"vqa", "nlvr2", "snli_ve", "retrieval", "captioning"}
+
+
+def test_rows_of_an_image_are_gathered(tmp_path: Path) -> None:
+    """A row per caption, as Flickr's list has it: else captions of the other rows were wrong ones."""
+    one, two, _ = pictures()
+    features = datasets.Features(
+        {"image": datasets.Image(), "captions": datasets.List(datasets.Value("string"))}
+    )
+    rows = {"image": [one, two, one, None, None], "captions": [["a"], ["b"], ["c"], ["d"], ["e"]]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path))
+    said: list[str] = []
+    found: list[Any] = read(
+        Options(data_dir=str(tmp_path)), "retrieval", "train", labelled=True, log=said.append
+    )
+    assert [sample.captions for sample in found] == [("a", "c"), ("b",), ("d",), ("e",)]
+    assert [sample.id for sample in found] == ["train:0", "train:1", "train:3", "train:4"]
+    assert said == ["train: 5 entries of 4 images; captions of an image are gathered"]
+
+
+def test_rows_of_an_image_file_are_gathered(tmp_path: Path) -> None:
+    lines = [{"file_name": f"{name}.png", "captions": [f"{name} {n}"]} for n in (1, 2) for name in "xy"]
+    (tmp_path / "train").mkdir()
+    for name, picture in zip("xy", pictures(), strict=False):
+        picture.save(tmp_path / "train" / f"{name}.png")
+    (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    found: list[Any] = read(Options(data_dir=str(tmp_path)), "retrieval", "train", labelled=True)
+    assert [sample.captions for sample in found] == [("x 1", "x 2"), ("y 1", "y 2")]

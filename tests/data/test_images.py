@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,8 +147,11 @@ def test_bad_files_name_the_sample_and_the_path(tmp_path: Path) -> None:
             load_rgb(tmp_path / name, sample_id=4711)
     with pytest.raises(BadSample, match=r"sample 4711, .*none\.png: the image file is missing"):
         load_rgb(tmp_path / "none.png", sample_id=4711)
-    with pytest.raises(BadSample, match="damaged"):
+    with pytest.raises(BadSample, match=r"cannot be read \(Is a directory\)"):
         load_rgb(tmp_path, sample_id=1)
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    with pytest.raises(BadSample, match=r"loop\.png: the image file cannot be read \(Too many levels"):
+        load_rgb(tmp_path / "loop.png", sample_id=1)
 
 
 def test_transparent_colour_of_an_rgb_file(tmp_path: Path) -> None:
@@ -218,11 +223,21 @@ def test_images_inside_a_table(tmp_path: Path) -> None:
     [
         (b"", None, "not an image that can be read"),
         ({"bytes": None, "path": "/nowhere/x.png"}, None, "the image file is missing"),
-        ({"bytes": None, "path": None}, None, "damaged"),
-        (None, None, "damaged"),
+        ({"bytes": None, "path": None}, None, "there is no image in this cell"),
+        (None, None, "there is no image in this cell"),
         ([b""], 1, "damaged"),
     ],
 )
 def test_bad_cells_name_sample_and_place(cell: object, position: int | None, problem: str) -> None:
     with pytest.raises(BadSample, match=rf"sample 8, folder, row 3, column image: .*{problem}"):
         load_rgb(embedded(cell, position), sample_id=8)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"std": (0.5, 0.0, 0.5)}, {"std": (0.5, -1.0, 0.5)}, {"std": (0.5, math.nan, 0.5)}]
+    + [{"std": (True, True, True)}, {"mean": (math.inf, 0.0, 0.0)}, {"mean": (0.0, False, 0.0)}],
+)
+def test_normalisation_that_gives_no_numbers(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is "):
+        Preprocess(size=4, **wrong)

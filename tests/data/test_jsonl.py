@@ -211,3 +211,34 @@ def test_lines_of_the_guide_are_read(tmp_path: Path) -> None:
     assert {task for task, _ in rows} == set(TASKS)
     for task, line in rows:
         assert samples(tmp_path, task, json.loads(line))
+
+
+def test_images_are_gathered_over_joined_splits(tmp_path: Path) -> None:
+    for split in ("a", "b"):
+        line = json.dumps({"image": "1.jpg", "captions": [split]})
+        (tmp_path / f"{split}.jsonl").write_text(line, encoding="utf-8")
+    said: list[str] = []
+    (sample,) = read(Options(data_dir=str(tmp_path)), "retrieval", "a+b", labelled=True, log=said.append)
+    assert sample.captions == ("a", "b")
+    assert said == ["a+b: 2 entries of 1 images; captions of an image are gathered"]
+
+
+@pytest.mark.parametrize("blank", [{"answer": ""}, {"answer": " \t"}, {"answers": ["", " "]}])
+def test_blank_answers_name_file_and_line(tmp_path: Path, blank: dict[str, Any]) -> None:
+    entry = {"image": "1.jpg", "question": "?"}
+    with pytest.raises(UserError, match=r"train\.jsonl:2: answers? is blank"):
+        samples(tmp_path, "vqa", {**entry, "answer": "red"}, {**entry, **blank})
+    (sample,) = samples(tmp_path, "vqa", {**entry, "answers": ["red", ""]})
+    assert isinstance(sample, VqaSample) and sample.answers == ("red", "")
+
+
+def test_half_characters_in_ids(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.jsonl:1: id has half of a character at 1"):
+        samples(tmp_path, "vqa", {**EXAMPLES["vqa"], "id": "a\ud800"})
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_lines_in_another_encoding(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "train.jsonl").write_bytes((json.dumps(EXAMPLES["vqa"]) + "\n").encode(encoding))
+    with pytest.raises(UserError, match=r"train\.jsonl: not UTF-8 text, but UTF-16"):
+        read(Options(data_dir=str(tmp_path)), "vqa", "train", labelled=True)

@@ -146,3 +146,16 @@ def test_damaged_lines_are_named(data_dir: Path, line: str, problem: str) -> Non
     path.write_text(json.dumps(DEV[0]) + "\n" + line + "\n")
     with pytest.raises(UserError, match=problem):
         read(options(data_dir), "nlvr2", "dev", labelled=True)
+
+
+def test_a_damaged_first_line_is_named(data_dir: Path) -> None:
+    file = data_dir / "nlvr2" / "data" / "dev.json"
+    good = file.read_text(encoding="utf-8")
+    file.write_text("\n\n" + good, encoding="utf-8")
+    assert len(read(options(data_dir), "nlvr2", "dev", labelled=True)) == 1
+    file.write_text('{"sentence": \n' + good, encoding="utf-8")
+    with pytest.raises(UserError, match=r"dev\.json:1: not valid JSON"):
+        read(options(data_dir), "nlvr2", "dev", labelled=True)
+    file.write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match=r"dev\.json: the file is empty"):
+        read(options(data_dir), "nlvr2", "dev", labelled=True)

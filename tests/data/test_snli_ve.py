@@ -118,3 +118,9 @@ def test_unknown_label_is_an_error(data_dir: Path) -> None:
     (data_dir / "snli_ve_dev.jsonl").write_text(json.dumps(entry(1, "maybe")))
     with pytest.raises(UserError, match="gold_label is 'maybe', not one of contradiction, neutral, entail"):
         read(options(data_dir), "snli_ve", "dev", labelled=True)
+
+
+def test_a_split_without_any_agreement(data_dir: Path) -> None:
+    (data_dir / "snli_ve_dev.jsonl").write_text(json.dumps(entry(1, "-")), encoding="utf-8")
+    with pytest.raises(UserError, match=r"snli_ve_dev\.jsonl: annotators agree on none of the 1 hypotheses"):
+        read(options(data_dir), "snli_ve", "dev", labelled=True)

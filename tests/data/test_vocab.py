@@ -63,3 +63,11 @@ def test_a_list_of_answers_is_in_class_order(tmp_path: Path) -> None:
     path.write_text('["yes", "yes"]', encoding="utf-8")
     with pytest.raises(UserError, match="listed twice"):
         AnswerVocab.load(path)
+
+
+@pytest.mark.parametrize("content", ['["yes", "a\\ud800"]', '{"yes": 0, "a\\ud800": 1}'])
+def test_half_characters_are_refused(tmp_path: Path, content: str) -> None:
+    """No answers.json could be saved with them, after all the training."""
+    (tmp_path / "answers.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"answers\.json: answer 1 has half of a character at 1"):
+        AnswerVocab.load(tmp_path / "answers.json")

@@ -181,3 +181,19 @@ def test_splits_are_joined(data_dir: Path) -> None:
 def test_joined_splits_with_the_same_questions_are_refused(data_dir: Path) -> None:
     with pytest.raises(UserError, match="split train.val: two samples have the id 9000"):
         vqa_v2.read(Options(data_dir=str(data_dir)), "vqa", "train+val", labelled=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ([annotation(9000, 9, ["cat"] * 10), annotation(9000, 9, ["dog"] * 10)], "two annotations"),
+        ([annotation(9000, 25, ["cat"] * 10)], "annotation is of image 25, the question of image 9"),
+        ([annotation(9000, 9, ["cat"] * 9 + ["a\ud800"])], "answer has half of a character at 1"),
+    ],
+)
+def test_annotations_that_cannot_be_meant(data_dir: Path, changed: list[Any], message: str) -> None:
+    file = data_dir / "v2_mscoco_train2014_annotations.json"
+    write_json(file, {"annotations": [*changed, annotation(25001, 25, ["yes"] * 10)]})
+    with pytest.raises(UserError, match=message) as caught:
+        read_folder(data_dir, "train", labelled=True)
+    assert caught.value.where == f"{file}, question_id 9000"

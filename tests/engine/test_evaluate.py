@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from smarttrim_cli.engine.artifact import load_model
 from smarttrim_cli.engine.compare import compare
@@ -149,6 +150,29 @@ def test_part_of_the_predictions_is_said_to_be_a_part(
     assert (report["count"], report["missing"], report["metric"]) == (1, 119, "accuracy")
     assert "119 of the 120 instances of test have no prediction" in reporter.warnings[0]
     assert len(json.loads(submission.read_text(encoding="utf-8"))) == 1
+
+
+def test_instances_without_a_reference_are_counted(
+    evaluated: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    _, folder = evaluated
+    Image.new("RGB", (32, 32)).save(tmp_path / "1.png")
+    entries = [
+        {"image": "1.png", "question": "what color?", "answer": answer} for answer in ("red", None, "a")
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
+    reporter = Recorder()
+    settings: dict[str, Any] = {
+        "overrides": [f"task.data={{name: jsonl, data_dir: '{tmp_path}'}}"],
+        "split": "own",
+        "reporter": reporter,
+    }
+    report = evaluate(str(folder / "run"), predictions_out=tmp_path / "p.jsonl", **settings)
+    stored = evaluate(str(folder / "run"), from_predictions=tmp_path / "p.jsonl", **settings)
+    for one in (report, stored):
+        assert (one["count"], one["unlabelled"], one["trimmed"]["count"]) == (3, 1, 2)
+    said = [text for text in reporter.warnings if "reference" in text]
+    assert said == ["1 of 3 instances have no reference: scores are of the others"] * 2
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import Dataset, Subset
 
 from smarttrim_cli.engine.build import build, plan_for
 from smarttrim_cli.engine.inference import batches, predict, summed
+from smarttrim_cli.engine.loading import batching
 from smarttrim_cli.engine.report import SilentReporter
 from smarttrim_cli.engine.scores import score_summary
+from smarttrim_cli.errors import SmartTrimError
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.tasks.base import Batch
 from tests.engine.test_starting import BLIP
@@ -40,19 +44,33 @@ def test_an_image_costs_what_all_its_blocks_do(tmp_path: Path) -> None:
     loader = batches(bundle, "test", 2)
     result = predict(bundle, loader, ("packed",), SilentReporter(), "")["packed"]
     assert len(result.records) == len(result.macs) == len(result.full_macs) == 4
-    spent = {image: [0.0, 0.0] for image in range(4)}
+    spent, seen = {image: [0.0, 0.0] for image in range(4)}, []
     for batch in loader:
         forward = bundle.model(batch.inputs, "packed", instance_ids=batch.instance_ids)
         pairs = zip(batch.samples, *instance_macs(bundle.model, forward.decisions), strict=True)
         for block, trimmed, full in pairs:
             spent[block.image][0] += float(trimmed)
             spent[block.image][1] += float(full)
+            seen += [(block.image, text) for text in block.texts]
+    assert sorted(seen) == [(image, text) for image in range(4) for text in range(20)]  # each pair once
     assert result.macs == pytest.approx([trimmed for trimmed, _ in spent.values()])
     assert result.full_macs == pytest.approx([full for _, full in spent.values()])
     summary = score_summary(bundle.task, result)
     assert summary["gmacs"] == pytest.approx(sum(result.macs) / 4 / 1e9)
     assert summary["scored_pairs"] == 4 * 20
     assert summary["gmacs_per_pair"] == pytest.approx(sum(result.macs) / 80 / 1e9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("written", [False, True])
+def test_outputs_that_are_no_numbers_have_no_score(tmp_path: Path, written: bool) -> None:
+    overrides = (f"backbone={{{BLIP}}}", "task.inference=generate") if written else ()
+    bundle = build(tiny_recipe(tmp_path, *overrides), lambda text: None)
+    next(parameter for parameter in bundle.model.backbone.parameters() if parameter.ndim > 1).fill_(math.nan)
+    loader = batches(bundle, "test", 2)
+    ids = [sample.id for sample in bundle.task.samples("test")[:2]]
+    with pytest.raises(SmartTrimError, match=f"samples {ids[0]}, {ids[1]}: the model's outputs are not num"):
+        predict(bundle, loader, ("full",), SilentReporter(), "")
 
 
 @torch.no_grad()
@@ -67,3 +85,20 @@ def test_ranked_answers_are_planned_as_they_are_ranked(tmp_path: Path, candidate
     assert planned == pytest.approx(sum(result.full_macs) / len(result.full_macs), rel=0.02)
     written = build(tiny_recipe(tmp_path, section, "task.inference=generate"), lambda text: None)
     assert written.model.backbone.form.candidate_tokens == 0
+
+
+@pytest.mark.parametrize("part", [range(15), range(5, 15), range(7, 10)])
+def test_batches_of_one_width_keep_the_order_of_images(part: range) -> None:
+    """Five images in blocks of 7, 7 and 6 texts; a process may start in the middle of one."""
+
+    class Blocks(Dataset[int]):
+        def width(self, index: int) -> int:
+            return 6 if index % 3 == 2 else 7
+
+    for size in (1, 2, 3, 16):
+        sampler = batching(Subset(Blocks(), part), size)["batch_sampler"]
+        found = [[part[index] for index in batch] for batch in sampler]
+        assert len(found) == len(sampler) and sorted(sum(found, [])) == list(part)
+        assert all(len({index % 3 == 2 for index in batch}) == 1 for batch in found)
+        images = list(dict.fromkeys(index // 3 for batch in found for index in batch))
+        assert images == sorted(images)

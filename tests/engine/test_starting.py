@@ -12,6 +12,7 @@ from transformers import BlipConfig, BlipForQuestionAnswering
 from smarttrim_cli import registry
 from smarttrim_cli.engine.artifact import load_model, save_model
 from smarttrim_cli.engine.build import build
+from smarttrim_cli.engine.starting import start_named
 from smarttrim_cli.errors import UserError
 from tests import tiny
 from tests.engine.tiny_run import tiny_recipe
@@ -137,3 +138,10 @@ def test_captions_are_expected_to_be_as_long_as_those_of_the_data(
     assert load_model(tmp_path, log=quiet).model.backbone.form == form
     start = bundle.model.backbone.token_counts(form.text_tokens)
     assert start["decoder.row_calls"] == pytest.approx(3 * form.new_tokens)
+
+
+@pytest.mark.parametrize("content", ["5", "null", '"model_type"', "[]"])
+def test_a_configuration_that_is_no_object(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"config\.json: not the configuration"):
+        start_named(str(tmp_path))

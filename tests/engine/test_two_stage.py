@@ -22,7 +22,7 @@ from smarttrim_cli.engine.inference import Predictions, batches, predict
 from smarttrim_cli.engine.report import SilentReporter
 from smarttrim_cli.engine.retrieval import candidates
 from smarttrim_cli.engine.scores import score_summary
-from smarttrim_cli.errors import UserError
+from smarttrim_cli.errors import SmartTrimError, UserError
 from smarttrim_cli.pruning.cost import full_counts, instance_macs, total_macs
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.recipe import Recipe, load_recipe
@@ -152,6 +152,14 @@ def test_batches_and_limits(tmp_path: Path) -> None:
     limited = predicted(bundle, "full", limit=3)["full"]
     assert [record["id"] for record in limited.records] == ["red", "blue", "black"]
     assert [len(record["prediction"]) for record in limited.records] == [3, 4, 2]
+
+
+@torch.no_grad()
+def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path)
+    next(parameter for parameter in bundle.model.backbone.parameters() if parameter.ndim > 1).fill_(np.nan)
+    with pytest.raises(SmartTrimError, match=f"samples {COLORS[0]}: the model's outputs are not numbers"):
+        predicted(bundle, "full")
 
 
 def test_broken_pictures_leave_with_their_texts(tmp_path: Path) -> None:

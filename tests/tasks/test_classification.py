@@ -14,6 +14,7 @@ from smarttrim_cli.data.samples import EntailmentSample, StatementSample
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.tasks import nlvr2, snli_ve
 from smarttrim_cli.tasks.base import Batch
+from smarttrim_cli.tasks.records import StoredRecord
 from tests.tasks.own_data import golden, processor, section, write_lines, write_pictures
 
 
@@ -89,6 +90,9 @@ def test_nlvr2_predictions_and_consistency(nlvr: nlvr2.Nlvr2Task) -> None:
     assert (summary["accuracy"], summary["count"]) == (0.8, 5)
     assert (summary["consistency"], summary["consistency_se"], summary["statements"]) == (0.5, 0.5, 2)
     assert nlvr.submission(records[:2]) == "dev-1-0-0,True\ndev-2-0-0,False\n"
+    for broken in ("a,b", "a\nb"):
+        with pytest.raises(UserError, match="has a comma or a line break"):
+            nlvr.submission([{**records[0], "id": broken}])
     json.dumps(records)
 
 
@@ -121,12 +125,12 @@ def test_rescoring_reads_labels_anew(nlvr: nlvr2.Nlvr2Task) -> None:
     assert (record["score"], record["reference"]) == (0.0, "False")
     with pytest.raises(UserError, match="1 of 1 predictions .* split dev does not have, such as id x"):
         nlvr.rescore([{"id": "x", "prediction": "True"}], "dev")
-    with pytest.raises(UserError, match="is True, not a text"):
+    with pytest.raises(UserError, match="is true, not a text"):
         nlvr.rescore([{"id": "dev-1-1-0", "prediction": True}], "dev")
     (record,) = nlvr.rescore([{"id": "dev-1-1-0", "prediction": "false"}], "dev")
     assert (record["score"], record["prediction"]) == (1.0, "False")
-    with pytest.raises(UserError, match="for id dev-1-1-0 is 'yes', not one of False, True"):
-        nlvr.rescore([{"id": "dev-1-1-0", "prediction": "yes"}], "dev")
+    with pytest.raises(UserError, match='p:3: .*for id dev-1-1-0 is "yes", not one of False, True'):
+        nlvr.rescore([StoredRecord({"id": "dev-1-1-0", "prediction": "yes"}, "p:3")], "dev")
 
 
 def test_two_pictures_per_text_of_the_users_own(nlvr: nlvr2.Nlvr2Task) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.tasks.records import read_records
+from smarttrim_cli.tasks.records import place_of, read_records
 
 
 def test_reads_every_line(tmp_path: Path) -> None:
@@ -43,3 +43,16 @@ def test_mistakes_name_file_and_line(tmp_path: Path, content: bytes | None, line
     with pytest.raises(UserError, match=message) as caught:
         read_records(file)
     assert caught.value.where == f"{file}{line}"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"id": 1, "prediction": "a"}', encoding="utf-8-sig")
+    assert read_records(file) == [{"id": 1, "prediction": "a"}]
+
+
+def test_records_know_their_place(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('\n{"id": 1, "prediction": "a"}', encoding="utf-8")
+    (record,) = read_records(file)
+    assert place_of(record) == f"{file}:2" and place_of({"id": 1, "prediction": "a"}) is None

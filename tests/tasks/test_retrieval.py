@@ -16,10 +16,12 @@ from torch.utils.data import DataLoader
 from smarttrim_cli.data.images import BadSample
 from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.data.samples import CaptionedImage
+from smarttrim_cli.engine.loading import BatchesOfOneWidth
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.forms import Ranking
 from smarttrim_cli.tasks._gallery import Gallery, gallery, images_in_blocks
 from smarttrim_cli.tasks.base import Batch
+from smarttrim_cli.tasks.records import StoredRecord
 from smarttrim_cli.tasks.retrieval import Options, RetrievalTask, build
 from tests.tasks.own_data import COLORS, golden, processor, section, write_lines, write_pictures
 
@@ -49,8 +51,8 @@ def evaluated(task: RetrievalTask, score: Any, limit: int | None = None, batch_s
     tokens = words(task)
     dataset: Any = task.dataset("test", tokens, limit=limit)
     records = []
-    for first in range(0, len(dataset), batch_size):
-        items = [dataset[i] for i in range(first, min(first + batch_size, len(dataset)))]
+    for indices in BatchesOfOneWidth(dataset.width, len(dataset), batch_size):
+        items = [dataset[i] for i in indices]
         if not any(items):
             continue
         batch = task.collate(items, tokens)
@@ -192,10 +194,11 @@ def test_blocks_cover_the_matrix(tmp_path: Path, size: int) -> None:
     task = make(tmp_path, block_size=size)
     dataset: Any = task.dataset("test", words(task))
     blocks = [dataset.block(index) for index in range(len(dataset))]
-    assert {(block.image, text) for block in blocks for text in block.texts} == {
+    assert [(block.image, text) for block in blocks for text in block.texts] == [
         (image, text) for image in range(3) for text in range(5)
-    }
-    assert len({len(block.texts) for block in blocks}) == 1 and len(blocks[0].texts) <= size
+    ]
+    assert [len(block.texts) for block in blocks] == [dataset.width(index) for index in range(len(dataset))]
+    assert max(len(block.texts) for block in blocks) == len(blocks[0].texts) <= size
     assert [block.image for block in blocks] == sorted(block.image for block in blocks)
     assert len({block.id for block in blocks}) == len(blocks)
 
@@ -279,11 +282,14 @@ def test_rescoring_takes_stored_ranks(tmp_path: Path) -> None:
     assert [record["score"] for record in again] == [record["score"] for record in records]
     summary = task.summarize(again)
     assert summary["mean_recall"] == task.summarize(records)["mean_recall"] and "scored_pairs" not in summary
-    with pytest.raises(UserError, match="for id green is .*, not the rank of the best text and 1 ranks"):
+    with pytest.raises(UserError, match="for id green is .*, not the rank of the best text .* and 1 ranks"):
         task.rescore([{"id": "green", "prediction": [1, 2, 3]}], "test")
-    for rank in ("a", -3, [1]):
+    for rank in ("a", -3, [1], 1.5, True, 4, 10**400):
         with pytest.raises(UserError, match="not the rank of the best text"):
             task.rescore([{"id": "green", "prediction": [1, rank]}], "test")
+    with pytest.raises(UserError, match=r"p:7: .*best text \(1 to 5\) and 1 ranks of the image \(1 to 3\)"):
+        task.rescore([StoredRecord({"id": "green", "prediction": [6, 1]}, "p:7")], "test")
+    assert task.rescore([{"id": "green", "prediction": [5, None]}], "test")[0]["prediction"] == (5, None)
     with pytest.raises(UserError, match="such as id x"):
         task.rescore([{"id": "x", "prediction": [1, 1]}], "test")
 

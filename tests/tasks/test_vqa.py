@@ -12,6 +12,7 @@ from smarttrim_cli.data.samples import VqaSample
 from smarttrim_cli.data.vocab import AnswerVocab
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.tasks.base import Batch, EmptyBatch
+from smarttrim_cli.tasks.records import StoredRecord
 from smarttrim_cli.tasks.vqa import Options, VqaTask, build
 from tests.tasks.own_data import golden
 
@@ -142,8 +143,8 @@ def test_rescoring_takes_what_it_knows_only() -> None:
     assert record["score"] == 1.0
     with pytest.raises(UserError, match="1 of 2 predictions .* such as id -1"):
         one.rescore([{"id": known.id, "prediction": "a"}, {"id": -1, "prediction": "a"}], "val")
-    with pytest.raises(UserError, match="is 3, not a text"):
-        one.rescore([{"id": known.id, "prediction": 3}], "val")
+    with pytest.raises(UserError, match="p:2: the prediction .* is 3, not a text"):
+        one.rescore([StoredRecord({"id": known.id, "prediction": 3}, "p:2")], "val")
 
 
 def test_own_answers_are_compared_as_they_are_normalised(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.data.samples import VqaSample
 from smarttrim_cli.data.vocab import AnswerVocab
+from smarttrim_cli.errors import UserError
 from smarttrim_cli.tasks._generation import next_tokens, target_rows, token_losses
 from smarttrim_cli.tasks._vqa_generation import GenerativeVqa, annotated_answers
 from smarttrim_cli.tasks.base import Batch
@@ -166,3 +167,21 @@ def test_users_own_question_comes_with_the_candidates(tmp_path: Path) -> None:
     assert inputs["candidate_ids"].shape == (3, 4) and inputs["pixel_values"].shape == (1, 3, 4, 4)
     inputs = task(tmp_path, inference="generate").inputs([picture], ["what is it?"], words())
     assert "candidate_ids" not in inputs
+
+
+def test_answers_outside_the_vocabulary_are_said_where_answers_are_ranked(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    lines = [{"image": "red.png", "question": "?", "answer": answer} for answer in ("yes", "maybe")]
+    write_lines(tmp_path, "train", lines)
+    said: list[str] = []
+    for inference in ("rank", "generate"):
+        options = Options.model_validate({"data": section(tmp_path), "inference": inference})
+        made = build(options, said.append, "generates")
+        made.vocab = AnswerVocab(ANSWERS)
+        made.dataset("train", words(), training=True)
+    assert said == [
+        "1 of 2 questions of split train have no answer in the vocabulary: nothing is right for them"
+    ]
+    write_lines(tmp_path, "train", lines[1:])
+    with pytest.raises(UserError, match="none of the 1 questions"):
+        task(tmp_path).dataset("train", words(), training=True)
