@@ -104,3 +104,7 @@ def test_importing_the_command_line_imports_no_torch() -> None:
     ]  # what Typer imports is its own affair
     code = f"import sys, smarttrim_cli.cli.app; assert not set({heavy!r}) & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_types_are_there_for_others() -> None:
+    assert (PACKAGE / "py.typed").exists()

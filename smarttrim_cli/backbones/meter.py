@@ -49,8 +49,9 @@ __all__ = [
 ]
 
 PREPROCESS = "shorter_side_center_crop"
-OFFICIAL_FILE = "official.ckpt"
 """Mode of ``data.images.Preprocess``."""
+
+OFFICIAL_FILE = "official.ckpt"
 
 
 class Meter(nn.Module):

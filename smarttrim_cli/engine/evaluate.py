@@ -46,7 +46,7 @@ def evaluate(
         split: Split or role (``test``, ``eval``, ...); None for the recipe's ``evaluate.split``.
         max_instances: At most this many, spread evenly over the split.
         baselines: Ways of trimming to compare with on the same weights, at equal MACs: ``random``, ``tome``,
-            ``grad_all``, ``grad_layer``.
+            ``grad_all``, ``grad_layer``, ``saliency``.
         predictions_out: JSON-lines file for the predictions.
         from_predictions: Score this file instead of running the model; nothing that needs the model may be
             asked for beside it.

@@ -78,7 +78,7 @@ class BatchesOfOneWidth:
 
 def batching(dataset: Any, batch_size: int) -> dict[str, Any]:
     """Settings of a DataLoader for batches of a data set, or of a part of one, in order."""
-    whole = dataset.dataset if isinstance(dataset, Subset) else dataset
+    whole: Any = dataset.dataset if isinstance(dataset, Subset) else dataset
     if not hasattr(whole, "width"):
         return {"batch_size": batch_size}
     places = dataset.indices if isinstance(dataset, Subset) else range(len(whole))

@@ -141,12 +141,20 @@ def watch(bundle: Bundle, split: str) -> TruthLog | None:
     two_stage = getattr(task, "two_stage", False)
     if not bundle.model.sites or two_stage or getattr(task, "folder", None) is None:
         return None
+    if not image_tokens_alone(bundle.model.backbone):
+        return None
     if not (task.folder / f"scenes_{split}.json").exists():
         return None
     if not isinstance(task.samples(split)[0], VqaSample | StatementSample | EntailmentSample):
         return None
     options: Any = registry.options("data", task.options.data)
     return TruthLog(read_truth(task.folder, split), options.image_size)
+
+
+def image_tokens_alone(backbone: Any) -> bool:
+    """Whether the stream ``vision`` has tokens of the image alone, not of a text, too."""
+    few, more = (backbone.token_counts(words).get("vision") for words in (4, 5))
+    return bool(few == more)
 
 
 def image_ids(sample: Sample) -> list[SampleId]:

@@ -145,13 +145,15 @@ class _Watch(ForwardContext):
             if hidden.shape[:2] == self.valid[stream].shape:
                 self.passed(stream, hidden)
 
-    def attend(self, q_RHNE: Tensor, k_RHME: Tensor, seen: Tensor, scale: float) -> None:
-        """Measure the heads of the attention that is about to run, if it is one at a site."""
+    def attend(self, args: Any, options: Mapping[str, Any]) -> None:
+        """Measure the heads of the attention that is about to run, if it is ours, at a site."""
         taken = self.attention.taken()
         if taken is not None:
             name, state = taken
             assert isinstance(state.query, MaskedStream)
-            self._note(Site.parse(name), head_cosine(q_RHNE, k_RHME, seen, scale, state.query.valid_BN))
+            q_RHNE, k_RHME = args[:2]
+            like = q_RHNE, k_RHME, options["attn_mask"], options["scale"], state.query.valid_BN
+            self._note(Site.parse(name), head_cosine(*like))
 
     def _note(self, site: Site, similarity_R: Tensor) -> None:
         if site.stream not in self.architecture.overhead:
@@ -167,9 +169,10 @@ class _SeeAttention(TorchFunctionMode):
         self.watch = watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            self.watch.attend(args[0], args[1], kwargs["attn_mask"], kwargs["scale"])
-        return func(*args, **(kwargs or {}))
+            self.watch.attend(args, kwargs)
+        return func(*args, **kwargs)
 
 
 @torch.no_grad()

@@ -195,16 +195,23 @@ def carried_over(
 ) -> dict[str, Tensor]:
     """Weights of a model for another task, completed for this one.
 
-    What ``may_be_fresh`` (the head) starts at random. Embeddings that have more rows here keep those of the
-    file and get new ones: words start at random, a further token type as a copy of the last.
+    What ``may_be_fresh`` (the head) starts at random where the file lacks it or has another shape. Embeddings
+    that have more rows here keep those of the file and get new ones: words start at random, a further token
+    type (a name with ``token_type``) as a copy of the last.
     """
-    own = model.state_dict()
-    result = {name: tensor for name, tensor in tensors.items() if name in own}
-    fresh = [name for name in own if name not in tensors and may_be_fresh(name)]
+    own, tables = model.state_dict(), _embeddings(model)
+    result = {
+        name: _grown(name, tensor, own[name]) if name in tables else tensor
+        for name, tensor in tensors.items()
+        if name in own
+    }
+    fresh = [
+        name
+        for name in own
+        if may_be_fresh(name) and (name not in result or result[name].shape != own[name].shape)
+    ]
     result |= {name: own[name] for name in fresh}
-    left = [name for name in tensors if name not in result]
-    for name, tensor in result.items():
-        result[name] = _grown(name, tensor, own.get(name))
+    left = [name for name in tensors if name not in own or name in fresh]
     if left:
         log(f"not used, being of the other task's head: {_in_short(left)}")
     if fresh:
@@ -218,10 +225,14 @@ def _in_short(names: list[str]) -> str:
     return ", ".join(f"{module} ({count} tensors)" for module, count in modules.items())
 
 
-def _grown(name: str, tensor: Tensor, own: Tensor | None) -> Tensor:
-    if own is None or "embedding" not in name or tensor.dim() != 2 or own.shape[1:] != tensor.shape[1:]:
-        return tensor
-    if len(own) <= len(tensor):
+def _embeddings(model: nn.Module) -> set[str]:
+    """Names of the tables that rows are looked up in."""
+    modules = model.named_modules()
+    return {f"{name}.weight" for name, module in modules if isinstance(module, nn.Embedding)}
+
+
+def _grown(name: str, tensor: Tensor, own: Tensor) -> Tensor:
+    if tensor.dim() != 2 or own.shape[1:] != tensor.shape[1:] or len(own) <= len(tensor):
         return tensor
     grown = own.clone()
     if "token_type" in name:

@@ -32,8 +32,6 @@ Counts = dict[str, Number]
 - ``<decoder>.row_calls``: rows, summed over steps: how often the official code projects the memory.
 """
 
-PARTS = ("vision_encoder", "text_encoder", "decoder", "cross_modal", "head", "trimmers")
-
 
 def attention_macs(
     spec: AttentionSpec, width: int, queries: Number, memory: Number, heads: Number, memory_width: int

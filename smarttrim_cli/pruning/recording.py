@@ -97,7 +97,13 @@ def _watch_attention(backbone: nn.Module, site: Site, spec: AttentionSpec, found
     if hasattr(module, "self0"):  # BLIP's for two images
         inner = module.self1 if site.kind == CROSS_HEAD_1 else module.self0
     else:
-        inner = module.self
+        inner = getattr(module, "self", None)
+    if not hasattr(inner, "query") or not hasattr(inner, "key"):
+        raise UserError(
+            f"the attention of {spec.path} ({type(module).__name__}) has no query and key to compare",
+            where="strategy.teacher.attention",
+            hint="0 does without",
+        )
     split = partial(_heads, spec)
     return [hook(inner.query, found.queries, split), hook(inner.key, found.keys, split)]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -189,6 +190,21 @@ def test_trimmers_stay_out_of_it_and_nothing_is_left_behind() -> None:
         assert torch.equal(model(inputs, "full").output, before)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert not any(module._forward_pre_hooks for module in host.modules())
+
+
+def test_attention_at_no_site_is_left_alone() -> None:
+    host = tiny.meter()
+    inputs = tiny.ragged_inputs(host)
+    expected = similarity_of(TrimmedModel(host, {}), inputs)
+
+    def pool(module: nn.Module, args: Any, output: Tensor) -> None:
+        x = output.unsqueeze(1)
+        F.scaled_dot_product_attention(x, x, x)
+
+    handle = host.vit_model.patch_embed.register_forward_hook(pool)
+    found = similarity_of(TrimmedModel(host, {}), inputs)
+    handle.remove()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_spread_over_instances() -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import BlipConfig, BlipForQuestionAnswering
 
 from smarttrim_cli import registry
 from smarttrim_cli.engine.artifact import load_model, save_model
 from smarttrim_cli.engine.build import build
-from smarttrim_cli.engine.starting import start_named
+from smarttrim_cli.engine.starting import carried_over, start_named
 from smarttrim_cli.errors import UserError
 from tests import tiny
 from tests.engine.tiny_run import tiny_recipe
@@ -113,6 +114,26 @@ def test_another_tasks_model_brings_all_but_its_head(backbone: str, tmp_path: Pa
         else:
             assert torch.equal(value, old), name
     assert any("new, from random values" in line for line in said)
+
+
+class _Tables(nn.Module):
+    """A backbone with a word table and a head, whose names say nothing."""
+
+    def __init__(self, words: int, labels: int) -> None:
+        super().__init__()
+        self.wte, self.out = nn.Embedding(words, 4), nn.Linear(4, labels)
+
+
+def test_heads_of_another_shape_start_afresh_and_any_table_grows() -> None:
+    before, after, said = _Tables(5, 3), _Tables(7, 2), list[str]()
+    found = carried_over(after, before.state_dict(), lambda name: name.startswith("out"), said.append)
+    assert torch.equal(found["wte.weight"][:5], before.wte.weight) and len(found["wte.weight"]) == 7
+    assert torch.equal(found["wte.weight"][5:], after.wte.weight[5:])
+    assert torch.equal(found["out.weight"], after.out.weight) and found["out.bias"].shape == (2,)
+    assert said == [
+        "not used, being of the other task's head: out (2 tensors)",
+        "new, from random values: out (2 tensors)",
+    ]
 
 
 def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:

@@ -164,6 +164,36 @@ def test_decisions_are_taken_once_and_again_when_trimmer_or_threshold_change() -
     assert len(asked) == 6
 
 
+class _Inside(nn.Module):
+    """A static trimmer whose state lies in a module of its own."""
+
+    static, draws, rewrites, relative, one_target, by_importance = True, True, False, False, False, False
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.scores_H = nn.Parameter(torch.arange(heads) - 0.5)
+
+    def forward(self, own_cls_BD: Tensor, guide_cls_BD: Tensor | None, ids_B: Tensor) -> Tensor:
+        return self.inner.scores_H.expand(len(own_cls_BD), -1)
+
+    def cls_mlp(self) -> None:
+        return None
+
+
+def test_decisions_follow_what_lies_deeper_in_a_trimmer() -> None:
+    host = tiny.meter()
+    name = next(site.name for site in host.architecture().sites() if site.kind == "self_head")
+    heads = TrimmedModel(host, {}).heads([name])[name]
+    model = TrimmedModel(host, {name: _Inside(heads)}).eval()
+    inputs = tiny.ragged_inputs(host)
+    with torch.no_grad():
+        for sign in (1.0, -1.0):
+            model.sites[name].inner.scores_H.mul_(sign)
+            packed, masked = (model(inputs, mode).decisions.keep[name] for mode in ("packed", "masked"))
+            assert torch.equal(packed, masked)
+
+
 def kept_differs(keep_BH: Tensor) -> bool:
     """Whether instances differ."""
     return bool((keep_BH != keep_BH[:1]).any())

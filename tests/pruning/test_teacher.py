@@ -119,6 +119,13 @@ def test_no_hook_stays() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in host.modules())
 
 
+def test_attention_that_cannot_be_watched_is_refused() -> None:
+    host = tiny.meter()
+    del host.text_transformer.encoder.layer[0].attention.self.query
+    with pytest.raises(UserError, match="no query and key"), recording(host, layers_of(host)):
+        pass
+
+
 def test_the_attention_term_is_the_plain_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, tq, tk = (torch.randn(2, 3, 4, 5, generator=generator) for _ in range(4))

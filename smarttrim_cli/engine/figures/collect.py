@@ -18,6 +18,7 @@ from smarttrim_cli.data.images import Preprocess, load_rgb
 from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.figures.data import Answer, Box, HeadTable, Instance, LayerMask, Mask, Pixels
 from smarttrim_cli.engine.inference import device_of, to_device
+from smarttrim_cli.engine.relevance import image_tokens_alone
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.pruning.decisions import Decisions
@@ -240,7 +241,7 @@ def _instance(
     valid, ids = _text(inputs, decisions)
     patches = keep[Site("vision", 0, TOKEN).name][1:]
     side = math.isqrt(len(patches))
-    if side * side != len(patches):
+    if side * side != len(patches) or not image_tokens_alone(bundle.model.backbone):
         raise UserError(
             f"the {len(patches) + 1} vision tokens of this backbone are not a CLS and a square of patches"
         )
