@@ -59,7 +59,7 @@ def test_a_single_seed_varies_as_those_of_the_other_side() -> None:
 
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_a_true_hypothesis_is_rejected_at_most_as_often_as_said(seeds: int) -> None:
-    """Where seeds vary most; with degrees of freedom of instances, too, .13 and .08 were at the level of .05."""
+    """Where seeds vary most; with degrees of freedom of instances, too, .13 and .08 were below .05."""
     rng = np.random.default_rng(1)
     tests = []
     for _ in range(600):
