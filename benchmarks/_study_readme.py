@@ -54,4 +54,10 @@ def _percent(cell: Cell | None) -> str:
         return "-"
     seeds = f", {len(cell.results)} seeds" if len(cell.results) > 1 else ""
     off = "" if cell.within else f" at {cell.speedup:.2f}x"
-    return f"{100 * score.mean:.1f} ± {100 * score.standard_error:.1f}{seeds}{off}"
+    mean, error = (_in_percent(value) for value in (score.mean, score.standard_error))
+    return f"{mean} ± {error}{seeds}{off}"
+
+
+def _in_percent(share: float) -> str:
+    """The three decimals of the study's page, as percent: rounded once, both pages agree."""
+    return f"{100 * float(f'{share:.3f}'):.1f}"

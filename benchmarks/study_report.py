@@ -42,6 +42,8 @@ the best full model on these scenes. Differences are of the same instances and o
 which are named where one of the two has more: there it isn't the difference of the means in the table. MACs
 are those of the packed forward, the trimmers' own included; *(off)* marks methods that are more than 3 %
 from the ratio named. *crowded scenes* have more objects than any in training."""
+_WRITTEN = """*fewer MACs* is against the full model writing texts as long as the trimmed one's, not its own:
+what is saved or lost by shorter or longer captions is not in it."""
 _TIMED = """The scenes' models are too small to get faster. *time* is what a full-size model with random
 weights takes for a single instance at the same ratio and with the same kind of trimmers, as a share of the
 full one: `benchmarks/latency.py` ([performance](../../performance.md)); scores are those of the small models.
@@ -82,6 +84,8 @@ def _sections(cells: Cells, methods: dict[str, Any], folder: Path) -> list[str]:
         lines += ["![score against MACs](pareto.png)", ""]
     for base, title in bases.items():
         lines += _titled(f"### {title}", tables.main_table(cells, base))
+        if methods["bases"][base]["task"].endswith("captioning"):
+            lines += [*_WRITTEN.splitlines(), ""]
     lines += _latency(cells, bases, folder)
     for base, title in bases.items():
         found = _titled(f"## Heads: {title}", tables.heads_table(cells, base))
@@ -120,10 +124,13 @@ def _relevance(cells: Cells, base: str, title: str, folder: Path) -> list[str]:
         "Relevant / of other objects / background, in %, by vision layer.",
         "",
     ]
-    lines += [*tables.relevance_table(cells, base, at), ""]
-    if figures.relevance(folder / f"relevance_{base}.png", cells, base, at):
-        lines += [f"![patches kept by layer](relevance_{base}.png)", ""]
-    return lines
+    table = tables.relevance_table(cells, base, at)
+    lines += [*table, ""]
+    drawn = figures.relevance(folder / f"relevance_{base}.png", cells, base, at)
+    methods = len(table) - 2
+    if len(drawn) < methods:
+        lines += [f"The picture shows {len(drawn)} of these {methods}: {'; '.join(drawn)}.", ""]
+    return [*lines, f"![patches kept by layer](relevance_{base}.png)", ""]
 
 
 def _titled(title: str, table: list[str]) -> list[str]:

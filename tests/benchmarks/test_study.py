@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import _study_figures as figures
 import _study_sizes as sizes
 import _study_tables as tables
 import _study_tune as tune
@@ -443,6 +444,30 @@ def test_readme_shows_the_committed_results() -> None:
     cells = read_cells(study_report.RESULTS, METHODS["methods"])
     text = README.read_text("utf-8")
     assert updated(text, cells) == text
+
+
+def test_the_page_says_which_methods_a_picture_leaves_out(tmp_path: Path) -> None:
+    shares = {"vision.0": {"relevant": 1.0, "other": 0.5, "background": 0.25}}
+    for method in ("smarttrim", "ours", "random", "trips", "tome", "pumer", "local", "steady"):
+        result = made_up(method, 0.5) | {"relevance": shares}
+        (tmp_path / f"{result['name']}.json").write_text(json.dumps(result), "utf-8")
+    cells = read_cells(tmp_path, METHODS["methods"])
+    drawn = figures.relevance(tmp_path / "p.png", cells, "meter_vqa", 2.0, most=3)
+    assert drawn == [cell.first["label"] for cell in cells.of("meter_vqa", ["method"])][:3]
+    text = "\n".join(study_report._relevance(cells, "meter_vqa", "VQA", tmp_path))
+    assert "The picture shows" not in text
+    for method in ("ours_heads", "ours_all"):
+        result = made_up(method, 0.5) | {"relevance": shares}
+        (tmp_path / f"{result['name']}.json").write_text(json.dumps(result), "utf-8")
+    cells = read_cells(tmp_path, METHODS["methods"])
+    text = "\n".join(study_report._relevance(cells, "meter_vqa", "VQA", tmp_path))
+    assert "The picture shows 9 of these 10: " in text
+
+
+def test_the_two_pages_round_alike() -> None:
+    """.9755 is .976 there, 97.55 would be 97.5 here."""
+    row = next(row for row in study_table(Cells([made_up("smarttrim", 0.9755)])) if "smarttrim" in row)
+    assert "97.6 ± 1.0" in row
 
 
 def test_the_page_keeps_what_is_written_by_hand(tmp_path: Path) -> None:
