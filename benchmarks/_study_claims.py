@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from _study_cells import Cell, Cells, scores_by_seed
-from _study_tables import OURS, PAPER, difference, markdown
+from _study_tables import OURS, PAPER, difference, half_up, markdown
 
 from smarttrim_cli.metrics.seeds import paired_over_seeds
 
@@ -109,8 +109,8 @@ def _retains(cells: Cells, cell: Cell | None, base: str, method: str, ratio: flo
         return claim, "-", UNKNOWN
     share, error = retained
     seeds = " (one seed)" if len(cell.seeds) == 1 else ""
-    shown = "" if math.isnan(error) else f" ± {error:.1%}"
-    return claim, f"{share:.1%}{shown}{seeds}", verdict(share, error, least)
+    shown = "" if math.isnan(error) else f" ± {half_up(error):.1%}"
+    return claim, f"{half_up(share):.1%}{shown}{seeds}", verdict(share, error, least)
 
 
 def _beats(cells: Cells, base: str, method: str, other: str, ratio: float, least: float) -> Row:

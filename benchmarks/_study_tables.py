@@ -39,7 +39,7 @@ def main_table(cells: Cells, base: str) -> list[str]:
 
 def _common(cells: Cells, cell: Cell) -> list[str]:
     retained = cells.retained(cell)
-    share = _NONE if retained is None else f"{retained[0]:.1%}"
+    share = _NONE if retained is None else f"{half_up(retained[0]):.1%}"
     crowded, found = with_error(cell.score("crowded")), cell.measured_speedup("crowded")
     crowded += f" at {found:.2f}x" if found else ""
     return [str(len(cell.results)), with_error(cell.score()), share, crowded]
@@ -126,7 +126,12 @@ def with_error(value: Difference | None) -> str:
     if value is None:
         return _NONE
     error = value.standard_error
-    return f"{value.mean:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
+    return f"{half_up(value.mean):.3f}" + ("" if math.isnan(error) else f" ± {half_up(error):.3f}")
+
+
+def half_up(value: float) -> float:
+    """Nudged away from 0: shares of 4,000 often end in a half, and their binary form would decide."""
+    return value + math.copysign(1e-9, value)
 
 
 def signed(value: Difference | None) -> str:

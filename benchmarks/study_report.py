@@ -39,7 +39,7 @@ Nothing is recorded yet.
 _HOW = """± is one standard error over seeds and test instances together; of a single seed, over instances
 alone, and then there is no p: other seeds may differ by far more. *retained* is the share of the score of
 the best full model on these scenes. Differences are of the same instances and of the seeds that both have,
-which are named where one of the two has more: there it isn't the difference of the means in the table. MACs
+which are named where one of the two has more: there it is not the difference of the means in the table. MACs
 are those of the packed forward, the trimmers' own included; *(off)* marks methods that are more than 3 %
 from the ratio named. *crowded scenes* have more objects than any in training."""
 _WRITTEN = """*fewer MACs* is against the full model writing texts as long as the trimmed one's, not its own:

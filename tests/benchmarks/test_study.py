@@ -465,9 +465,13 @@ def test_the_page_says_which_methods_a_picture_leaves_out(tmp_path: Path) -> Non
 
 
 def test_the_two_pages_round_alike() -> None:
-    """.9755 is .976 there, 97.55 would be 97.5 here."""
-    row = next(row for row in study_table(Cells([made_up("smarttrim", 0.9755)])) if "smarttrim" in row)
-    assert "97.6 ± 1.0" in row
+    """A half upwards: in binary .9755 is above it and 97.55 below, .7875 below and 78.75 exact."""
+    for score, shown, percent in ((0.9755, "0.976", "97.6"), (0.7875, "0.788", "78.8")):
+        cells = Cells([made_up("full_finetuned", 1.0, at=None), made_up("smarttrim", score)])
+        row = next(row for row in study_table(cells) if "smarttrim" in row)
+        assert f"{percent} ± 1.0" in row
+        row = next(row for row in tables.main_table(cells, "meter_vqa") if "smarttrim" in row)
+        assert f"{shown} ± 0.010 | {percent}%" in row
 
 
 def test_the_page_keeps_what_is_written_by_hand(tmp_path: Path) -> None:
