@@ -1,6 +1,7 @@
 """Results of the study, read back: cells (a method at a ratio on a base) with their means and differences.
 
-Errors hold both seeds and instances (``metrics.seeds``); differences are of the same seeds and instances.
+Errors hold both seeds and instances (``metrics.seeds``); differences are of the same instances, and of the
+seeds that both cells have.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from _study_pool import read_json
 
@@ -47,6 +48,11 @@ class Cell:
         found = [result if split is None else result.get(split) for result in self.results]
         return [one.get("trimmed", one["full"]) for one in found if one is not None]
 
+    @property
+    def seeds(self) -> set[int]:
+        """Seeds of the results."""
+        return {result["seed"] for result in self.results}
+
     def score(self, split: str | None = None) -> Difference | None:
         """Mean score with its error; None without results."""
         sides = self.sides(split)
@@ -80,18 +86,34 @@ class Cell:
         """Whether every run came within 3 % of the ratio named."""
         return all(result.get("within_3_percent", True) for result in self.results)
 
-    def minus(self, other: Cell | None) -> Difference | None:
+    def minus(self, other: Cell | None) -> Shared | None:
         """Difference to another cell; None if they share no seed, or their instances are not stored."""
         if other is None:
             return None
-        own, theirs = (_by_seed(cell) for cell in (self, other))
-        seeds = sorted(own.keys() & theirs.keys())
+        own, theirs = (scores_by_seed(cell) for cell in (self, other))
+        seeds = tuple(sorted(own.keys() & theirs.keys()))
         if not seeds or any(len(own[seed]) != len(theirs[seed]) for seed in seeds):
             return None
-        return paired_over_seeds([own[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+        difference = paired_over_seeds([own[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+        return Shared(difference, seeds, set(seeds) == self.seeds == other.seeds)
 
 
-def _by_seed(cell: Cell) -> dict[int, list[float]]:
+class Shared(NamedTuple):
+    """Difference of two cells.
+
+    Attributes:
+        value: The difference.
+        seeds: What it is a difference of.
+        complete: Whether neither cell has further seeds.
+    """
+
+    value: Difference
+    seeds: tuple[int, ...]
+    complete: bool
+
+
+def scores_by_seed(cell: Cell) -> dict[int, list[float]]:
+    """Seed to the scores of its instances, where they are stored."""
     pairs = zip(cell.results, cell.sides(), strict=True)
     return {result["seed"]: [float(s) for s in side["scores"]] for result, side in pairs if "scores" in side}
 
@@ -131,11 +153,14 @@ class Cells:
         there = [cell for method in FULL_METHODS if (cell := self.get(base, method)) is not None]
         return max(there, key=lambda cell: cell.score().mean) if there else None  # type: ignore[union-attr]
 
-    def retained(self, cell: Cell) -> float | None:
-        """Score over that of the full model."""
+    def retained(self, cell: Cell) -> tuple[float, float] | None:
+        """Score over that of the full model, and the standard error of this share."""
         reference, score = self.reference(cell.base), cell.score()
         whole = reference.score() if reference else None
-        return score.mean / whole.mean if score and whole and whole.mean else None
+        if not (score and whole and whole.mean):
+            return None
+        share = score.mean / whole.mean
+        return share, math.hypot(score.standard_error, share * whole.standard_error) / whole.mean
 
 
 def _today(result: dict[str, Any], methods: Mapping[str, Mapping[str, Any]], key: str) -> Any:

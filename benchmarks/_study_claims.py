@@ -1,11 +1,18 @@
-"""What the study was to show, what it measured, and whether that is so."""
+"""What the study was to show, what it measured, and whether that is so.
+
+A bar within one standard error of what was measured is neither met nor missed.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from _study_cells import Cell, Cells
-from _study_tables import OURS, PAPER, markdown, signed
+import numpy as np
+from _study_cells import Cell, Cells, scores_by_seed
+from _study_tables import OURS, PAPER, difference, half_up, markdown
+
+from smarttrim_cli.metrics.seeds import paired_over_seeds
 
 _ORDINARY, _DENSE = "meter_vqa", "meter_vqa_dense"
 _LONG, _PAPER_LONG = "ours_long", "smarttrim_long"
@@ -42,14 +49,25 @@ _NAMES = {
     _ORDINARY: "ordinary",
     _DENSE: "dense",
 }
-Row = tuple[str, str, bool | None]
+YES, NO, WITHIN, UNKNOWN = "yes", "**no**", "within error", "-"
+EXPLAINED = """*met* is *within error* where the bar is at most one standard error away from what was
+measured, on either side: such a claim is neither shown nor refuted. For the correlations (of every seed)
+*yes* says that all their 95 % intervals lie above 0. Differences are of the seeds that both have, which are
+named where one has more; of a single seed, errors are over instances alone, and other seeds may differ by
+far more."""
+Row = tuple[str, str, str]
 
 
 def claims_table(cells: Cells) -> list[str]:
     """Claim, measurement, whether it is met; a dash where runs are missing."""
-    shown = {True: "yes", False: "**no**", None: "-"}
-    rows = [(claim, measured, shown[met]) for claim, measured, met in _claims(cells)]
-    return markdown(["to reach", "measured", "met"], rows)
+    return markdown(["to reach", "measured", "met"], _claims(cells))
+
+
+def verdict(value: float, error: float, least: float) -> str:
+    """Whether a value reaches a bar; an unknown error (nan) counts as none."""
+    if abs(value - least) <= (0.0 if math.isnan(error) else error):
+        return WITHIN
+    return YES if value > least else NO
 
 
 def _claims(cells: Cells) -> Iterator[Row]:
@@ -86,8 +104,13 @@ def _claims(cells: Cells) -> Iterator[Row]:
 
 def _retains(cells: Cells, cell: Cell | None, base: str, method: str, ratio: float, least: float) -> Row:
     claim = f"{_NAMES[method]}, {_NAMES[base]}, {ratio}x: at least {least:.0%} of the full model's score"
-    share = cells.retained(cell) if cell else None
-    return (claim, "-", None) if share is None else (claim, f"{share:.1%}", share >= least)
+    retained = cells.retained(cell) if cell else None
+    if cell is None or retained is None:
+        return claim, "-", UNKNOWN
+    share, error = retained
+    seeds = " (one seed)" if len(cell.seeds) == 1 else ""
+    shown = "" if math.isnan(error) else f" ± {half_up(error):.1%}"
+    return claim, f"{half_up(share):.1%}{shown}{seeds}", verdict(share, error, least)
 
 
 def _beats(cells: Cells, base: str, method: str, other: str, ratio: float, least: float) -> Row:
@@ -98,24 +121,25 @@ def _beats(cells: Cells, base: str, method: str, other: str, ratio: float, least
 def _grows(cells: Cells, method: str, other: str) -> Row:
     """Whether the gap at 3.0x is wider than at 2.0x."""
     claim = f"{_NAMES[method]}, ordinary: further above {other} at 3.0x than at 2.0x"
-    gaps = []
+    gaps, scores = [], []
     for ratio in (2.0, 3.0):
-        cell = cells.get(_ORDINARY, method, ratio)
-        gap = cell.minus(cells.get(_ORDINARY, other, ratio)) if cell else None
-        if gap is None:
-            return claim, "-", None
-        gaps.append(gap)
-    return claim, f"{signed(gaps[0])}, then {signed(gaps[1])}", gaps[1].mean > gaps[0].mean
+        cell, theirs = (cells.get(_ORDINARY, name, ratio) for name in (method, other))
+        gap = cell.minus(theirs) if cell else None
+        if cell is None or theirs is None or gap is None:
+            return claim, "-", UNKNOWN
+        gaps.append(difference(gap, say_one=True))
+        scores += [scores_by_seed(cell), scores_by_seed(theirs)]
+    seeds = sorted(set.intersection(*map(set, scores)))
+    if not seeds:
+        return claim, ", then ".join(gaps), UNKNOWN
+    before, before_other, after, after_other = (np.array([one[seed] for seed in seeds]) for one in scores)
+    growth = paired_over_seeds(after - after_other, before - before_other)
+    return claim, ", then ".join(gaps), verdict(growth.mean, growth.standard_error, 0.0)
 
 
 def _no_worse(cells: Cells, method: str, ratio: float) -> Row:
-    """Not worse: not by more than one standard error."""
     claim = f"{_NAMES[method]}, ordinary, {ratio}x: no worse than SmartTrim"
-    ours = cells.get(_ORDINARY, method, ratio)
-    difference = ours.minus(cells.get(_ORDINARY, PAPER, ratio)) if ours else None
-    if difference is None:
-        return claim, "-", None
-    return claim, signed(difference), difference.mean >= -difference.standard_error
+    return _judged(claim, cells.get(_ORDINARY, method, ratio), cells.get(_ORDINARY, PAPER, ratio), 0.0)
 
 
 def _heads(cells: Cells, other: str, keep: float) -> Row:
@@ -124,21 +148,26 @@ def _heads(cells: Cells, other: str, keep: float) -> Row:
 
 
 def _judged(claim: str, cell: Cell | None, other: Cell | None, least: float) -> Row:
-    difference = cell.minus(other) if cell else None
-    if difference is None:
-        return claim, "-", None
-    return claim, signed(difference), difference.mean >= least if least else difference.mean > 0
+    found = cell.minus(other) if cell else None
+    if found is None:
+        return claim, "-", UNKNOWN
+    met = verdict(found.value.mean, found.value.standard_error, least)
+    return claim, difference(found, say_one=True), met
 
 
 def _follows(cells: Cells, method: str, ratio: float, what: str) -> Row:
-    """Whether the rank correlation's interval lies above 0 in every run."""
-    claim = f"{_NAMES[method]}, ordinary, {ratio}x: MACs rise with the number of {what}"
+    """Whether the rank correlation's interval lies above 0 in every run.
+
+    Of the share of the full model's MACs: its MACs themselves grow with the length of the question.
+    """
+    share = "share of the full model's MACs"
+    claim = f"{_NAMES[method]}, ordinary, {ratio}x: {share} rises with the number of {what}"
     cell = cells.get(_ORDINARY, method, ratio)
     found = (
-        [result.get("difficulty", {}).get(what, {}).get("macs") for result in cell.results] if cell else []
+        [result.get("difficulty", {}).get(what, {}).get("share") for result in cell.results] if cell else []
     )
     known = [one for one in found if one]
     if not known:
-        return claim, "-", None
+        return claim, "-", UNKNOWN
     rhos = ", ".join(f"{one['rho']:+.2f}" for one in known)
-    return claim, rhos, all(one["low"] > 0 for one in known)
+    return claim, rhos, YES if all(one["low"] > 0 for one in known) else NO

@@ -130,13 +130,17 @@ def _plain(method: str) -> str:
     return method.removesuffix("_free").removesuffix("_frozen")
 
 
-def relevance(path: Path, cells: Cells, base: str, at: float, most: int = 9) -> bool:
-    """Share kept of relevant, other-object and background patches by layer, a panel per method."""
+def relevance(path: Path, cells: Cells, base: str, at: float, most: int = 9) -> list[str]:
+    """Share kept of relevant, other-object and background patches by layer, a panel per method.
+
+    Returns:
+        Labels of the methods drawn: the first ``most`` that were measured.
+    """
     there = [cell for cell in cells.of(base, ["method"]) if cell.at == at and "relevance" in cell.first][
         :most
     ]
     if not there:
-        return False
+        return []
     columns = min(len(there), 3)
     rows = math.ceil(len(there) / columns)
     figure, panels = _figure(3.4 * columns, 2.9 * rows, columns, rows)
@@ -148,7 +152,7 @@ def relevance(path: Path, cells: Cells, base: str, at: float, most: int = 9) -> 
     panels[0].set_ylabel("share of patches kept")
     panels[0].legend(frameon=False, fontsize=8.5)
     _save(figure, path)
-    return True
+    return [cell.first["label"] for cell in there]
 
 
 def _curves(axes: Any, cell: Cell) -> None:

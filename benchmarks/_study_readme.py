@@ -6,7 +6,7 @@ from pathlib import Path
 
 from _study_cells import Cell, Cells
 from _study_table import ROOT
-from _study_tables import markdown
+from _study_tables import half_up, markdown
 
 from smarttrim_cli.engine.files import write_text
 
@@ -54,4 +54,5 @@ def _percent(cell: Cell | None) -> str:
         return "-"
     seeds = f", {len(cell.results)} seeds" if len(cell.results) > 1 else ""
     off = "" if cell.within else f" at {cell.speedup:.2f}x"
-    return f"{100 * score.mean:.1f} ± {100 * score.standard_error:.1f}{seeds}{off}"
+    mean, error = (100 * half_up(value) for value in (score.mean, score.standard_error))
+    return f"{mean:.1f} ± {error:.1f}{seeds}{off}"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from _study_cells import Cell, Cells
+from _study_cells import Cell, Cells, Shared
 
 from smarttrim_cli.metrics.seeds import Difference
 
@@ -26,7 +26,7 @@ def main_table(cells: Cells, base: str) -> list[str]:
             if cell.at != at:
                 continue
             differences = [
-                _NONE if cell.method == other else signed(cell.minus(cells.get(base, other, at)))
+                _NONE if cell.method == other else difference(cell.minus(cells.get(base, other, at)))
                 for other in (PAPER, OURS)
             ]
             measured = f"{_number(cell.speedup)}x" + ("" if cell.within else " (off)")
@@ -39,7 +39,7 @@ def main_table(cells: Cells, base: str) -> list[str]:
 
 def _common(cells: Cells, cell: Cell) -> list[str]:
     retained = cells.retained(cell)
-    share = _NONE if retained is None else f"{retained:.1%}"
+    share = _NONE if retained is None else f"{half_up(retained[0]):.1%}"
     crowded, found = with_error(cell.score("crowded")), cell.measured_speedup("crowded")
     crowded += f" at {found:.2f}x" if found else ""
     return [str(len(cell.results)), with_error(cell.score()), share, crowded]
@@ -72,8 +72,8 @@ def switches_table(cells: Cells, base: str, parents: dict[str, str]) -> list[str
     for cell in cells.of(base, ["switch"]):
         parent = cells.get(base, parents[cell.method], cell.at)
         against = _label(parent) if parent else parents[cell.method]
-        effect = signed(cell.minus(parent))
-        numbers = [with_error(cell.score()), against, effect, _p_value(cell.minus(parent))]
+        effect = cell.minus(parent)
+        numbers = [with_error(cell.score()), against, difference(effect), _p_value(effect)]
         rows.append([_label(cell), f"{_number(cell.speedup)}x", str(len(cell.results)), *numbers])
     return (
         markdown(["switch", "fewer MACs", "seeds", "score", "against", "effect", "p"], rows) if rows else []
@@ -126,7 +126,12 @@ def with_error(value: Difference | None) -> str:
     if value is None:
         return _NONE
     error = value.standard_error
-    return f"{value.mean:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
+    return f"{half_up(value.mean):.3f}" + ("" if math.isnan(error) else f" ± {half_up(error):.3f}")
+
+
+def half_up(value: float) -> float:
+    """Nudged away from 0: shares of 4,000 often end in a half, and their binary form would decide."""
+    return value + math.copysign(1e-9, value)
 
 
 def signed(value: Difference | None) -> str:
@@ -136,10 +141,30 @@ def signed(value: Difference | None) -> str:
     return ("+" if value.mean > 0 else "") + with_error(value)
 
 
-def _p_value(value: Difference | None) -> str:
-    if value is None or math.isnan(value.p_value):
+def difference(found: Shared | None, *, say_one: bool = False) -> str:
+    """The same, with the seeds that it is of: ``-0.160 ± 0.010 (seed 1)`` where one of the cells has more.
+
+    Args:
+        found: The difference.
+        say_one: Also say so where both have a single seed.
+    """
+    if found is None:
         return _NONE
-    return f"{value.p_value:.3f}" if value.p_value >= 0.001 else "< 0.001"
+    of = ""
+    if not found.complete:
+        of = f" (seed{'s' * (len(found.seeds) > 1)} {', '.join(map(str, found.seeds))})"
+    elif say_one and len(found.seeds) == 1:
+        of = " (one seed)"
+    return signed(found.value) + of
+
+
+def _p_value(found: Shared | None) -> str:
+    if found is None:
+        return _NONE
+    if len(found.seeds) == 1:
+        return "one seed"
+    p = found.value.p_value
+    return _NONE if math.isnan(p) else (f"{p:.3f}" if p >= 0.001 else "< 0.001")
 
 
 def _number(value: float | None, digits: int = 2) -> str:

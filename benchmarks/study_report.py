@@ -14,7 +14,7 @@ from typing import Any
 import _study_figures as figures
 import _study_tables as tables
 from _study_cells import Cells, read_cells
-from _study_claims import claims_table
+from _study_claims import EXPLAINED, claims_table
 from _study_latency import latency_table
 from _study_pool import read_json
 from _study_readme import write_readme
@@ -36,10 +36,14 @@ this page. Every run's result is a JSON file in this folder; `smarttrim compare`
 
 Nothing is recorded yet.
 """
-_HOW = """± is one standard error over seeds and test instances together. *retained* is the share of the
-score of the best full model on these scenes. Differences are of the same seeds and instances. MACs are those
-of the packed forward, the trimmers' own included; *(off)* marks methods that are more than 3 % from the ratio
-named. *crowded scenes* have more objects than any in training."""
+_HOW = """± is one standard error over seeds and test instances together; of a single seed, over instances
+alone, and then there is no p: other seeds may differ by far more. *retained* is the share of the score of
+the best full model on these scenes. Differences are of the same instances and of the seeds that both have,
+which are named where one of the two has more: there it is not the difference of the means in the table. MACs
+are those of the packed forward, the trimmers' own included; *(off)* marks methods that are more than 3 %
+from the ratio named. *crowded scenes* have more objects than any in training."""
+_WRITTEN = """*fewer MACs* is against the full model writing texts as long as the trimmed one's, not its own:
+what is saved or lost by shorter or longer captions is not in it."""
 _TIMED = """The scenes' models are too small to get faster. *time* is what a full-size model with random
 weights takes for a single instance at the same ratio and with the same kind of trimmers, as a share of the
 full one: `benchmarks/latency.py` ([performance](../../performance.md)); scores are those of the small models.
@@ -74,11 +78,14 @@ def _sections(cells: Cells, methods: dict[str, Any], folder: Path) -> list[str]:
         if base in cells.bases
     }
     parents = {name: own["extends"] for name, own in methods["methods"].items() if "extends" in own}
-    lines = ["## What was to be reached", "", *claims_table(cells), "", "## Methods", "", _HOW, ""]
+    lines = ["## What was to be reached", "", *EXPLAINED.splitlines(), "", *claims_table(cells), ""]
+    lines += ["## Methods", "", *_HOW.splitlines(), ""]
     if figures.pareto(folder / "pareto.png", cells, bases):
         lines += ["![score against MACs](pareto.png)", ""]
     for base, title in bases.items():
         lines += _titled(f"### {title}", tables.main_table(cells, base))
+        if methods["bases"][base]["task"].endswith("captioning"):
+            lines += [*_WRITTEN.splitlines(), ""]
     lines += _latency(cells, bases, folder)
     for base, title in bases.items():
         found = _titled(f"## Heads: {title}", tables.heads_table(cells, base))
@@ -117,10 +124,13 @@ def _relevance(cells: Cells, base: str, title: str, folder: Path) -> list[str]:
         "Relevant / of other objects / background, in %, by vision layer.",
         "",
     ]
-    lines += [*tables.relevance_table(cells, base, at), ""]
-    if figures.relevance(folder / f"relevance_{base}.png", cells, base, at):
-        lines += [f"![patches kept by layer](relevance_{base}.png)", ""]
-    return lines
+    table = tables.relevance_table(cells, base, at)
+    lines += [*table, ""]
+    drawn = figures.relevance(folder / f"relevance_{base}.png", cells, base, at)
+    methods = len(table) - 2
+    if len(drawn) < methods:
+        lines += [f"The picture shows {len(drawn)} of these {methods}: {'; '.join(drawn)}.", ""]
+    return [*lines, f"![patches kept by layer](relevance_{base}.png)", ""]
 
 
 def _titled(title: str, table: list[str]) -> list[str]:

@@ -31,7 +31,8 @@ def table(result: dict[str, Any]) -> str:
         f"| {full['gmacs_torchprofile']:.5f} | {trimmed['gmacs_torchprofile']:.5f} "
         f"({speedup['macs_torchprofile']:.2f}x fewer) | |",
         f"| latency p50, one instance, ms | {_p50(full):.1f} | {_p50(trimmed):.1f} | |",
-        f"| **METER-base, 288x288, random weights, same sparsity:** GMACs | {base['full']['gmacs']:.1f} | "
+        "| **METER-base, 288x288, random weights, same sparsity, "
+        f"{base['instances']} instances:** GMACs | {base['full']['gmacs']:.1f} | "
         f"{base['trimmed']['gmacs']:.1f} ({base['speedup']['macs']:.2f}x fewer) | |",
         f"| latency p50, one instance, ms | {_p50(base['full']):.0f} | "
         f"{_p50(base['trimmed']):.0f} ({base['speedup']['latency_p50']:.2f}x faster) | |",

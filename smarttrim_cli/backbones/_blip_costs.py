@@ -43,7 +43,8 @@ def architecture(model: Any) -> Architecture:
         costs.append(TokenCost("trimmers", "guidance", -1, model.options.text.config.hidden_size))
     if hasattr(model, "text_decoder"):
         layers += _decoder_layers(model)
-        costs.append(TokenCost("decoder", "decoder", -1, _per_written_token(model)))
+        costs.append(TokenCost("decoder", "decoder", -1, model.options.text.config.hidden_size))
+        costs.append(TokenCost("decoder", "decoder", -1, _language_head(model), run_on="logits"))
     copies = {"vision": model.form.images} if model.form.images > 1 else {}
     overhead = ("guidance",) if own_pass else ()
     return Architecture(tuple(layers), _fixed_costs(model), tuple(costs), copies, overhead)
@@ -168,11 +169,11 @@ def _vision_costs(model: Any) -> list[TokenCost]:
     return [TokenCost("vision_encoder", "vision", config.num_hidden_layers - 1, config.hidden_size)]
 
 
-def _per_written_token(model: Any) -> int:
-    """Norm of the embeddings; transform, norm and vocabulary of the language model's head."""
+def _language_head(model: Any) -> int:
+    """Transform, norm and vocabulary, for a token."""
     config = model.options.text.config
-    width = config.hidden_size
-    return width + width * width + width + width * config.vocab_size
+    width: int = config.hidden_size
+    return width * width + width + width * config.vocab_size
 
 
 def _fixed_costs(model: Any) -> tuple[FixedCost, ...]:
@@ -208,7 +209,8 @@ def token_counts(model: Any, text_tokens: int) -> dict[str, float]:
     """What the streams of an instance start with; of a decoder, its work.
 
     Where candidates are ranked, that is one token, and then all of every candidate that is left by it; else
-    ``form.new_tokens`` steps, of which all beams run from the prompt on, as in the official code.
+    ``form.new_tokens`` steps, of which all beams run from the prompt on, as in the official code. What
+    follows is predicted of every candidate's tokens, but of a prompt's last one only.
     """
     counts: dict[str, float] = {"vision": model.vision_model.embeddings.num_patches + 1}
     if hasattr(model, "text_encoder"):
@@ -219,6 +221,7 @@ def token_counts(model: Any, text_tokens: int) -> dict[str, float]:
         rows, tokens = model.decoding.num_candidates, model.form.candidate_tokens
         counts["decoder"] = 1 + rows * tokens
         counts["decoder.pairs"] = 1 + rows * tokens * tokens
+        counts["decoder.logits"] = counts["decoder"]
         counts["decoder.row_calls"] = 1 + rows
     elif hasattr(model, "text_decoder"):
         prompt, beams, steps = (
@@ -229,7 +232,7 @@ def token_counts(model: Any, text_tokens: int) -> dict[str, float]:
         later = steps - 1  # one token each, which sees all before it
         counts["decoder"] = beams * (prompt + later)
         counts["decoder.pairs"] = beams * (prompt * prompt + later * prompt + later * (later + 1) / 2)
-        counts["decoder.row_calls"] = beams * steps
+        counts["decoder.logits"] = counts["decoder.row_calls"] = beams * steps
     return counts
 
 

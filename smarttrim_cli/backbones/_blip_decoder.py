@@ -25,8 +25,11 @@ LABEL_SMOOTHING = 0.1
 """The official decoder smooths in its loss and, since ranking goes by that loss, in ranking."""
 
 
-def decode(model: Any, decoder: Decoder, ids_RT: Tensor) -> Tensor:
-    """One pass over tokens: hidden states (R, T, D), which ``cls`` turns into logits of what follows."""
+def decode(model: Any, decoder: Decoder, ids_RT: Tensor, logits: int | None = None) -> Tensor:
+    """One pass over tokens: hidden states (R, T, D), which ``cls`` turns into logits of what follows.
+
+    ``logits`` says of how many of a row's last tokens the caller takes them; None for all.
+    """
     bert = model.text_decoder.bert
     positions_1T = torch.arange(decoder.length, decoder.length + ids_RT.shape[1], device=ids_RT.device)[None]
     hidden = bert.embeddings(input_ids=ids_RT, position_ids=positions_1T)
@@ -39,7 +42,7 @@ def decode(model: Any, decoder: Decoder, ids_RT: Tensor) -> Tensor:
         )
         hidden = add_and_norm(layer.crossattention.output, attended, hidden)
         hidden = layer.output(layer.intermediate(hidden), hidden)
-    decoder.advance(hidden)
+    decoder.advance(hidden, logits)
     return hidden
 
 
@@ -90,10 +93,8 @@ def write(
     decoder.caching = True
 
     def step(ids_RT: Tensor) -> Tensor:
-        hidden_RTD = decode(model, decoder, ids_RT)
-        if not torch.jit.is_tracing():  # MACs are counted as published: logits of all of the prompt's tokens
-            hidden_RTD = hidden_RTD[:, -1:]
-        return model.text_decoder.cls(hidden_RTD)[:, -1]
+        hidden_RTD = decode(model, decoder, ids_RT, logits=1)
+        return model.text_decoder.cls(hidden_RTD[:, -1:])[:, -1]
 
     text = model.options.text.config
     prompt_BP = with_first(prompt_BP, model.options.dec_id)

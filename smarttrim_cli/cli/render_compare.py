@@ -156,6 +156,8 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
     if found:
         pairs = sum(difference["paired"] for difference in found)
         notes.append(f"differences ± standard error over seeds and instances; {pairs} of {len(found)} paired")
+        if any(difference["seeds"] == 1 for difference in found):
+            notes.append("no p where a side has 1 seed")
     notes.append("* on the Pareto front of score and MACs")
     lines = ["; ".join(notes)]
     if result.get("published"):
@@ -181,6 +183,8 @@ def _difference(row: Row) -> str | None:
 
 
 def _p_value(found: Mapping[str, Any] | None) -> str | None:
+    if found and found["seeds"] == 1:
+        return "1 seed"
     if not found or found["p"] is None:
         return None
     return "<.001" if found["p"] < 0.001 else f"{found['p']:.3f}".removeprefix("0")

@@ -62,6 +62,11 @@ class Row:
     level: Level
     results: tuple[Result, ...]
 
+    @property
+    def seeds(self) -> set[int | None]:
+        """Seeds of the results; None where unknown."""
+        return {result.seed for result in self.results}
+
     def of(self, method: str) -> bool:
         """Whether it is a row of a method."""
         return self.results[0].method == method
@@ -91,8 +96,8 @@ def compare(
         ``reference``, ``groups`` (``task``, ``data``, ``split``, ``metric``, ``count``, ``rows``),
         ``published``, and ``plot``. A row has ``method``, ``level``, ``seeds``; means (``score``, ``full``,
         ``gmacs``, ``speedup``, ``retained``, ``latency_ms``, ...); ``score_se`` with ``se_over`` (``seeds``
-        or ``instances``); ``difference`` to the reference (``mean``, ``se``, ``p``, ``paired``);
-        ``on_front``.
+        or ``instances``); ``difference`` to the reference (``mean``, ``se``, ``seeds``, ``paired``, and
+        ``p`` unless a side has a single seed); ``on_front``.
 
     Raises:
         UserError: A target has no results, or there is no such method.
@@ -159,7 +164,7 @@ def _group(results: Sequence[Result], reference: str, reporter: Reporter) -> dic
     first = results[0]
     rows = list(_rows(results, reporter))
     entries = [_entry(row) for row in rows]
-    unpaired = False
+    unpaired: list[tuple[Row, Row]] = []
     several = [row for row in rows if row.of(reference) and row.method != reference]
     if several:
         names = some([f"{row.method} at {row.level}" for row in several])
@@ -168,15 +173,14 @@ def _group(results: Sequence[Result], reference: str, reporter: Reporter) -> dic
             "them has no difference; give one a name of its own, NAME=PATH, and that as --reference"
         )
     for row, entry in zip(rows, entries, strict=True):
-        found = _difference_to_full(row) if reference == FULL else _difference_to(row, rows, reference)
+        other = None if reference == FULL else _compared_with(row, rows, reference)
+        found = _difference_to_full(row) if reference == FULL else None
+        if other is not None:
+            found = _difference(row, other)
         if found is not None:
             entry["difference"] = _as_dict(found)
-            unpaired |= reference != FULL and not found.paired
-    if unpaired:
-        reporter.message(
-            f"{first.task}: no paired test where the scores of instances are not known; they are read from "
-            f"{PREDICTIONS} in a run directory (smarttrim evaluate RUN --predictions-out RUN/{PREDICTIONS})"
-        )
+            unpaired += [(row, other)] if other and not found.paired else []
+    _say_why_unpaired(first.task, unpaired, reporter)
     costs = [(entry["gmacs"], entry["score"]) for entry in entries]
     for entry, best in zip(entries, front(costs), strict=True):
         entry["on_front"] = best
@@ -192,6 +196,21 @@ def _group(results: Sequence[Result], reference: str, reporter: Reporter) -> dic
         "count": counts[0] if len(counts) == 1 else None,
         "rows": entries,
     }
+
+
+def _say_why_unpaired(task: str, pairs: Sequence[tuple[Row, Row]], reporter: Reporter) -> None:
+    """Messages on rows that were not compared instance by instance with the reference."""
+    unlike = [f"{row.method} at {row.level}" for row, other in pairs if row.seeds != other.seeds]
+    if unlike:
+        reporter.message(
+            f"{task}: no paired test where the reference has other seeds, or more or fewer: {some(unlike)}; "
+            "the difference is that of the means"
+        )
+    if len(unlike) < len(pairs):
+        reporter.message(
+            f"{task}: no paired test where the scores of instances are not known; they are read from "
+            f"{PREDICTIONS} in a run directory (smarttrim evaluate RUN --predictions-out RUN/{PREDICTIONS})"
+        )
 
 
 def _rows(results: Sequence[Result], reporter: Reporter) -> Iterable[Row]:
@@ -307,18 +326,21 @@ def _difference_to_full(row: Row) -> Difference | None:
     return matched_over_seeds(means, errors, paired=not any(map(math.isnan, errors)))
 
 
-def _difference_to(row: Row, rows: Sequence[Row], reference: str) -> Difference | None:
-    """A row against the reference at the same level; seed by seed where the seeds are the same."""
+def _compared_with(row: Row, rows: Sequence[Row], reference: str) -> Row | None:
+    """The row of the reference at the same level; None if there is none, or several."""
     others = [other for other in rows if other.of(reference) and other.level.near(row.level)]
     if row.of(reference) or not others:
         return None
     nearest = min(abs(one.level.value - row.level.value) for one in others)
     other, *further = [one for one in others if abs(one.level.value - row.level.value) == nearest]
-    if further:  # several runs that are no repetitions
-        return None
-    by_seed = {result.seed: result.model for result in other.results}
-    pairs = [(result.model, by_seed[result.seed]) for result in row.results if result.seed in by_seed]
-    if len(pairs) == len(row.results):
+    return None if further else other  # several runs that are no repetitions
+
+
+def _difference(row: Row, other: Row) -> Difference:
+    """Of two rows: seed by seed where their seeds are the same, else that of the means."""
+    if row.seeds == other.seeds:
+        by_seed = {result.seed: result.model for result in other.results}
+        pairs = [(result.model, by_seed[result.seed]) for result in row.results]
         paired = _paired(pairs)
         if paired is not None:
             return paired

@@ -10,6 +10,7 @@ from smarttrim_cli.engine.figures.pareto import Panel, Point, draw_pareto
 from smarttrim_cli.errors import UserError
 
 _SMALL_GMACS = 0.2
+_SAME_COST = 0.01
 
 
 def front(points: Sequence[tuple[float | None, float]]) -> list[bool]:
@@ -62,7 +63,7 @@ def _panel(
     unit = 1e3 if not relative and not latency and _largest(group) < _SMALL_GMACS else 1.0
     points = [point for row in group["rows"] if (point := place(row, latency, unit))]
     theirs = [point for row in published if (point := _relative(row, latency, 1.0, published=True))]
-    full = _full(group, latency, unit)
+    full, measured = _full(group, latency, unit)
     full = (1.0, 100.0) if relative and full else full
     cost = "ms per instance" if latency else f"{'MMACs' if unit > 1 else 'GMACs'} per instance"
     if relative:
@@ -79,6 +80,7 @@ def _panel(
         points=points,
         published=theirs if points else [],
         full=full,
+        full_is_mean=not (relative or measured),
         less_is_better=not relative,
     )
 
@@ -102,11 +104,29 @@ def _relative(row: dict[str, Any], latency: bool, unit: float, published: bool =
     return Point(row["method"], ratio, 100 * row["retained"], 100 * error if error else None, published)
 
 
-def _full(group: dict[str, Any], latency: bool, unit: float) -> tuple[float, float] | None:
-    """Mean cost and score of the full models of a group."""
-    keys = ("full_latency_ms" if latency else "full_gmacs", "full")
-    known = [[row[key] for key in keys] for row in group["rows"] if all(row[key] for key in keys)]
-    if not known:
-        return None
-    cost, score = (sum(values) / len(known) for values in zip(*known, strict=True))
-    return cost * unit, score
+def _full(group: dict[str, Any], latency: bool, unit: float) -> tuple[tuple[float, float] | None, bool]:
+    """Cost and score of the full model of a group, and whether it is a run of its own.
+
+    It is the best run without trimming. Without one it is the mean of the runs with their trimmers off, whose
+    weights have been trained to be trimmed.
+    """
+    own, off = ("latency_ms", "full_latency_ms") if latency else ("gmacs", "full_gmacs")
+    run = _untrimmed(group["rows"])
+    cost = run[own] if run and run[own] else _mean_over_runs(group["rows"], off)
+    score = run["score"] if run else _mean_over_runs(group["rows"], "full")
+    return (None if cost is None or score is None else (cost * unit, score)), run is not None
+
+
+def _untrimmed(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The best row without trimmers; smaller models, such as students, are no full ones."""
+    whole = _mean_over_runs(rows, "full_gmacs")
+    there = [row for row in rows if row["full"] is None and row["gmacs"]]
+    least = (1 - _SAME_COST) * (whole or max((row["gmacs"] for row in there), default=0.0))
+    return max((row for row in there if row["gmacs"] >= least), key=lambda row: row["score"], default=None)
+
+
+def _mean_over_runs(rows: Sequence[dict[str, Any]], key: str) -> float | None:
+    """Mean over the runs of all rows in which it is known."""
+    known = [(row["seeds"], row[key]) for row in rows if row[key]]
+    runs = sum(seeds for seeds, _ in known)
+    return sum(seeds * value for seeds, value in known) / runs if known else None

@@ -76,12 +76,12 @@ def profile(
 
     Returns:
         ``full`` and ``trimmed`` with ``gmacs``, ``gmacs_by_part``, ``latency_ms`` (mean, p50, p95),
-        ``peak_memory_mb``, ``parameters``, and where text is generated ``gmacs_as_published`` (keys and
+        ``peak_memory_mib``, ``parameters``, and where text is generated ``gmacs_as_published`` (keys and
         values of the image projected for every beam and step, as the official code does);
-        ``speedup.macs``, ``speedup.latency``; ``distribution`` over instances; ``environment``, with
-        ``kernels`` (``prepared`` or ``host``); ``breakdown``, milliseconds of a pass by part of the work,
-        which ``explanation`` puts into words; for single instances ``macs_counts``, GMACs by who counts;
-        with ``by_layer`` ``layers``.
+        ``speedup.macs``, ``speedup.latency``; ``distribution`` over instances (of MACs, full over trimmed; of
+        the trimmed model's latency); ``environment``, with ``kernels`` (``prepared`` or ``host``);
+        ``breakdown``, milliseconds of a pass by part of the work, which ``explanation`` puts into words; for
+        single instances ``macs_counts``, GMACs by who counts; with ``by_layer`` ``layers``.
     """
     reporter = reporter or SilentReporter()
     if threads is not None:

@@ -82,7 +82,10 @@ def make_report(
     }
     report["speedup"]["realised"] = report["speedup"]["latency"] / report["speedup"]["macs"]
     ratios = [full / own for full, own in zip(costs.full_macs, costs.macs, strict=True)]
-    report["distribution"] = {"macs_reduction": _percentiles(ratios), "latency_ms": _percentiles(latency)}
+    report["distribution"] = {
+        "macs_reduction": _percentiles(ratios),
+        "trimmed_latency_ms": _percentiles(latency),
+    }
     report["explanation"] = explanation(report["speedup"], report["breakdown"])
     return report
 
@@ -95,7 +98,7 @@ def _side(measured: Measured, costs: Predictions, parameters: int, whole: bool) 
         "gmacs": sum(exact) / len(exact) / 1e9,
         "gmacs_from": "torchprofile" if measured.macs else "cost model",
         "latency_ms": {"mean": float(np.mean(measured.latency)), **_percentiles(measured.latency, (50, 95))},
-        "peak_memory_mb": measured.memory / 2**20,
+        "peak_memory_mib": measured.memory / 2**20,
         "parameters": parameters,
     }
     if measured.macs:
@@ -205,15 +208,21 @@ def _mean(batches: Sequence[Any]) -> float:
 
 
 def for_summary(report: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What goes into the run's summary; an evaluation there keeps the word on MACs and kept fractions."""
+    """What goes into the run's summary; an evaluation there keeps the word on MACs and kept fractions.
+
+    What else is of the instances profiled says so: it ends in ``_torchprofile`` or is in ``profile``.
+    """
     evaluated = "split" in summary and "gmacs" in summary.get("full", {})  # older ones may have no counts
     named = ("instances", "batch_size", "distribution", "environment")
     sides: dict[str, Any] = {"profile": {key: report[key] for key in named if key in report}}
     for name in ("full", "trimmed"):
         if name in report:
             side = {**report[name], "gmacs_torchprofile": report[name]["gmacs"]}
+            if "gmacs_cost_model" in side:  # of the instances profiled, not of those evaluated
+                sides["profile"].setdefault("gmacs_cost_model", {})[name] = side.pop("gmacs_cost_model")
             sides[name] = {key: value for key, value in side.items() if not (evaluated and key in _EVALUATED)}
     if "speedup" in report:
         speedup = {**report["speedup"], "macs_torchprofile": report["speedup"]["macs"]}
+        speedup["realised_torchprofile"] = speedup.pop("realised")
         sides["speedup"] = {key: value for key, value in speedup.items() if not (evaluated and key == "macs")}
     return sides

@@ -1,8 +1,14 @@
 """How sure a mean or a difference is that was measured with several seeds, on the same instances or not.
 
 Two things vary: the training (seeds) and the choice of test instances. Each has its standard error; that of a
-difference holds both, added in squares. This counts what is particular to a seed *and* an instance twice, so
-it errs on the side of caution. Degrees of freedom follow Welch and Satterthwaite.
+difference holds both, added in squares. This counts what is particular to a seed *and* an instance twice.
+
+Degrees of freedom are those of the seeds alone (of two separate sets of seeds: Welch and Satterthwaite's),
+however many instances there are. Adding up those of both parts would let two seeds that happen to lie close
+together pass for many: where seeds vary most, one test in eight at the level of .05 then rejects a true
+hypothesis. With the seeds' alone at most one in twenty does, and far fewer where instances vary most: three
+seeds show only large differences. A single seed shows nothing of how others would differ, so there is no
+test then.
 """
 
 from __future__ import annotations
@@ -29,8 +35,8 @@ class Difference:
         standard_error: Over seeds and instances together.
         over_seeds: What training contributes; nan with a single seed.
         over_instances: What the choice of instances contributes.
-        p_value: Two-sided, of a t test of no difference; nan without a standard error.
-        seeds: Number of seeds.
+        p_value: Two-sided, of a t test of no difference; nan with a single seed, or without a standard error.
+        seeds: Number of seeds; of two separate sets that of the smaller one.
         paired: Whether the same instances and seeds were compared one by one.
     """
 
@@ -55,11 +61,7 @@ def paired_over_seeds(first_SN: ArrayLike, second_SN: ArrayLike) -> Difference:
     differences_SN = one - two
     seeds, instances = (mean_with_error(differences_SN.mean(axis=axis)) for axis in (1, 0))
     return combined(
-        seeds.mean,
-        (seeds.standard_error, seeds.count - 1),
-        (instances.standard_error, instances.count - 1),
-        seeds.count,
-        paired=True,
+        seeds.mean, seeds.standard_error, instances.standard_error, seeds.count, seeds.count - 1, paired=True
     )
 
 
@@ -82,15 +84,13 @@ def matched_over_seeds(
     seeds = mean_with_error(differences_S)
     squares = np.square(np.asarray(errors_S, dtype=np.float64))
     error = math.sqrt(float(squares.mean()))  # nan if one of them is
-    return combined(
-        seeds.mean, (seeds.standard_error, seeds.count - 1), (error, math.inf), seeds.count, paired=paired
-    )
+    return combined(seeds.mean, seeds.standard_error, error, seeds.count, seeds.count - 1, paired=paired)
 
 
 def unmatched(
     first_S: Sequence[float], second_T: Sequence[float], first_error: float, second_error: float
 ) -> Difference:
-    """Difference of two means over seeds that are not the same.
+    """Difference of two means over seeds that are not the same, or not all.
 
     Args:
         first_S: (S,) scores.
@@ -102,13 +102,9 @@ def unmatched(
         ValueError: One of them has no scores.
     """
     one, two = mean_with_error(first_S), mean_with_error(second_T)
-    return combined(
-        one.mean - two.mean,
-        _error_of_seeds(one, two),
-        (math.hypot(first_error, second_error), math.inf),
-        min(one.count, two.count),
-        paired=False,
-    )
+    error, degrees = _error_of_seeds(one, two)
+    instances = math.hypot(first_error, second_error)
+    return combined(one.mean - two.mean, error, instances, min(one.count, two.count), degrees, paired=False)
 
 
 def _error_of_seeds(one: Estimate, two: Estimate) -> tuple[float, float]:
@@ -125,13 +121,22 @@ def _error_of_seeds(one: Estimate, two: Estimate) -> tuple[float, float]:
 
 
 def combined(
-    mean: float, seeds: tuple[float, float], instances: tuple[float, float], count: int, *, paired: bool
+    mean: float, over_seeds: float, over_instances: float, seeds: int, degrees: float, *, paired: bool
 ) -> Difference:
-    """A difference from its standard errors and their degrees of freedom; unknown ones (nan) are left out."""
-    known = [(error, degrees) for error, degrees in (seeds, instances) if math.isfinite(error)]
-    error = math.hypot(*(error for error, _ in known)) if known else math.nan
-    p_value = two_sided_p(mean, error, _degrees(known))
-    return Difference(mean, error, seeds[0], instances[0], p_value, count, paired)
+    """A difference from its standard errors, of which unknown ones (nan) are left out.
+
+    Args:
+        mean: The difference.
+        over_seeds: Its standard error over seeds.
+        over_instances: And over instances.
+        seeds: Number of seeds.
+        degrees: Of freedom of ``over_seeds``.
+        paired: As in the result.
+    """
+    known = [error for error in (over_seeds, over_instances) if math.isfinite(error)]
+    error = math.hypot(*known) if known else math.nan
+    p_value = two_sided_p(mean, error, degrees) if seeds > 1 else math.nan
+    return Difference(mean, error, over_seeds, over_instances, p_value, seeds, paired)
 
 
 def two_sided_p(mean: float, error: float, degrees: float) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from smarttrim_cli.pruning.decisions import Decisions
-from smarttrim_cli.pruning.sites import TOKEN, Architecture, AttentionSpec, LayerSpec, Site
+from smarttrim_cli.pruning.sites import TOKEN, Architecture, AttentionSpec, LayerSpec, Site, TokenCost
 from smarttrim_cli.trimmers._profile import kept_by_layer
 
 Number = Any
@@ -29,6 +29,7 @@ Counts = dict[str, Number]
 - ``<stream>.in``: its tokens; of a decoder all that it processes, over rows and steps;
 - ``<stream>.rows``: rows per instance, where not 1;
 - ``<decoder>.pairs``: pairs of query and key in its self-attention, over rows and steps;
+- ``<decoder>.logits``: tokens of which it predicts what follows; the official code does so of all;
 - ``<decoder>.row_calls``: rows, summed over steps: how often the official code projects the memory.
 """
 
@@ -99,7 +100,7 @@ def macs_by_part(
         counts: Kept tokens and heads.
         trimmers: Site name to trimmer; None leaves their cost out.
         as_published: Count as the official code of decoders runs, which projects the keys and values of the
-            memory anew for every beam and step.
+            memory anew for every beam and step, and predicts what follows every token of a prompt.
     """
     parts: dict[str, Number] = {}
 
@@ -112,14 +113,16 @@ def macs_by_part(
     for fixed in architecture.fixed:
         add(fixed.part, fixed.per_row_of, fixed.macs)
     for cost in architecture.per_token:
-        add(
-            cost.part,
-            cost.stream,
-            tokens_after(counts, cost.stream, cost.after_layer) * cost.macs_per_token,
-        )
+        add(cost.part, cost.stream, _tokens_of(cost, counts, as_published) * cost.macs_per_token)
     for name, trimmer in (trimmers or {}).items():
         add("trimmers", None, trimmer_macs(name, trimmer, counts))
     return parts
+
+
+def _tokens_of(cost: TokenCost, counts: Counts, as_published: bool) -> Number:
+    if cost.run_on is None or as_published:
+        return tokens_after(counts, cost.stream, cost.after_layer)
+    return counts[f"{cost.stream}.{cost.run_on}"]
 
 
 def trimmer_macs(name: str, trimmer: Any, counts: Counts) -> Number:
@@ -238,7 +241,7 @@ def start_of(counts: Counts) -> dict[str, Number]:
     return {
         name.removesuffix(".in"): value
         for name, value in counts.items()
-        if name.endswith((".in", ".rows", ".pairs", ".row_calls"))
+        if name.endswith((".in", ".rows", ".pairs", ".logits", ".row_calls"))
     }
 
 

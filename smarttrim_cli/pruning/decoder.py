@@ -220,8 +220,13 @@ class Decoder:
 
     # --- between steps ---
 
-    def advance(self, hidden_RTD: Tensor) -> None:
-        """Note a step that has passed all layers; what is done goes on for its batch-mates' sake only."""
+    def advance(self, hidden_RTD: Tensor, logits: int | None = None) -> None:
+        """Note a step that has passed all layers; what is done goes on for its batch-mates' sake only.
+
+        Args:
+            hidden_RTD: Its tokens.
+            logits: Of how many of a row the model predicts what follows; None for all.
+        """
         rows, tokens = len(hidden_RTD) // self.instances, int(hidden_RTD.shape[1])
         if self.context is not None:
             ones_B = torch.ones(self.instances, device=hidden_RTD.device)
@@ -230,6 +235,7 @@ class Decoder:
             amounts = {
                 self.stream: rows * tokens,
                 f"{self.stream}.pairs": rows * tokens * (self.length + tokens),
+                f"{self.stream}.logits": rows * (tokens if logits is None else logits),
                 f"{self.stream}.row_calls": rows,
             }
             self.context.note_work(**{name: amount * ones_B for name, amount in amounts.items()})

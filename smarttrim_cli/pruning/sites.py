@@ -145,13 +145,15 @@ class FixedCost:
 class TokenCost:
     """MACs per token of a stream, outside its layers (embedding norms, transforms between parts).
 
-    ``after_layer`` is the layer whose kept tokens are counted; -1 means the tokens before any layer.
+    ``after_layer`` is the layer whose kept tokens are counted; -1 means the tokens before any layer. Where it
+    is run on fewer, ``run_on`` names their count (``<stream>.<run_on>``); as published it is run on all.
     """
 
     part: str
     stream: str
     after_layer: int
     macs_per_token: int
+    run_on: str | None = None
 
 
 @dataclass(frozen=True)

@@ -124,8 +124,23 @@ def test_predicted_work_is_what_a_pass_notes(form: str) -> None:
         noted = double_counts(model.architecture, model(inputs, "packed").decisions)
     predicted = full_counts(model.architecture, model.backbone.token_counts(9))
     assert predicted["decoder.in"] == 3 * (prompt + 3) and predicted["decoder.row_calls"] == 3 * 4
+    assert predicted["decoder.logits"] == 3 * 4  # of the prompt only what follows its last token
     for name, number in predicted.items():
         assert float(noted[name]) == number, name
+
+
+def test_a_prompt_costs_one_row_of_logits_as_run_and_all_as_published() -> None:
+    """Its two further tokens go through the language model's head in the official code, for every beam."""
+    model = attach(host("captioning", Decoding(num_beams=3, max_length=7, min_length=7)))
+    inputs = model.backbone.example_inputs(9)
+    with torch.no_grad():
+        decisions = model(inputs, "packed").decisions
+    run, published = (instance_macs(model, decisions, flag)[1][0].item() for flag in (False, True))
+    text, vision = (getattr(model.backbone.options, name).config for name in ("text", "vision"))
+    head = text.hidden_size * (text.hidden_size + 1 + text.vocab_size)
+    tokens = model.backbone.token_counts(9)["vision"]
+    projections = 2 * tokens * vision.hidden_size * text.hidden_size * text.num_hidden_layers
+    assert published - run == 3 * 2 * head + (3 * 4 - 1) * projections
 
 
 @pytest.mark.parametrize("solve", [True, False])

@@ -44,7 +44,7 @@ def test_text(folder: str) -> None:
     lines = run(folder).stdout.splitlines()
     assert lines[0] == "meter/vqa, test, 400 instances"
     assert lines[1].split("  ")[0] == "method" and "MMACs" in lines[1] and " ms" not in lines[1]
-    cells = "ours 2.0x 1 9.9 2.02 1.0000 0.9500 ± 0.0110 95.0% -0.0500 ± 0.0120 <.001 *"
+    cells = "ours 2.0x 1 9.9 2.02 1.0000 0.9500 ± 0.0110 95.0% -0.0500 ± 0.0120 1 seed *"
     assert " ".join(lines[4].split()) == cells
 
 
@@ -54,16 +54,19 @@ def test_markdown_and_file_by_its_ending(folder: str, tmp_path: Path) -> None:
     written = file.read_text(encoding="utf-8")
     assert written == run(folder, "--format", "markdown").stdout
     assert written.startswith("**meter/vqa, test, 400 instances**\n\n| method | level | seeds | MMACs |")
-    assert r"| a\|b | 2.0x | 1 |" in written
+    assert r"| a\|b | 2.0x | 1 |" in written and "| 1 seed |" in written
+    assert "no p where a side has 1 seed" in written
 
 
 def test_csv_and_json_are_unrounded(folder: str) -> None:
     rows = list(csv.DictReader(io.StringIO(run(folder, "--format", "csv").stdout)))
     assert [row["method"] for row in rows] == ["a|b", "ours"]
+    assert (rows[1]["difference_p"], rows[1]["difference_seeds"]) == ("", "1")
     assert (rows[1]["score"], rows[1]["difference_se"], rows[1]["task"]) == ("0.95", "0.012", "meter/vqa")
     content = json.loads(run(folder, "--json").stdout)
     assert content == json.loads(run(folder, "--format", "json").stdout)
     assert content["groups"][0]["rows"][1]["gmacs"] == 0.0099
+    assert content["groups"][0]["rows"][1]["difference"]["p"] is None
 
 
 def test_published_and_reference(folder: str) -> None:

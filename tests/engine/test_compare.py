@@ -40,7 +40,7 @@ class Listener(SilentReporter):
 
 
 def side(scores: str, gmacs: float, **more: Any) -> dict[str, Any]:
-    mean = scores.count("1") / len(scores)
+    mean = scores.count("1") / max(len(scores), 1)
     return {"accuracy": mean, "accuracy_se": 0.01, "gmacs": gmacs, "scores": scores, **more}
 
 
@@ -53,7 +53,7 @@ def result(method: str, seed: int, scores: str, full: str = "1111", **more: Any)
         "density": "ordinary",
         "metric": "accuracy",
         "split": "test",
-        "count": len(scores),
+        "count": len(scores) or len(full),
         "full": side(full, 4.0),
         "trimmed": side(scores, 2.0),
         "speedup": {"macs": 2.0},
@@ -116,7 +116,7 @@ def test_one_seed_has_the_error_of_its_instances(tmp_path: Path) -> None:
 
 
 def test_without_scores_of_instances_seeds_and_own_errors_are_used(tmp_path: Path) -> None:
-    contents = [result("ours", seed, "1101") for seed in (0, 1)] + [result("local", 0, "1001")]
+    contents = [result(name, seed, s) for name, s in (("ours", "1101"), ("local", "1001")) for seed in (0, 1)]
     for content in contents:
         del content["trimmed"]["scores"], content["full"]["scores"]
     listener = Listener()
@@ -125,6 +125,33 @@ def test_without_scores_of_instances_seeds_and_own_errors_are_used(tmp_path: Pat
     assert (difference["mean"], difference["paired"]) == (0.25, False)
     assert difference["se_instances"] == pytest.approx(0.01 * math.sqrt(2))
     assert "predictions.jsonl" in listener.heard[0]
+
+
+@pytest.mark.parametrize("more", ["ours", "local"])
+def test_seeds_that_only_one_side_has_count(tmp_path: Path, more: str) -> None:
+    """The difference is that of the means shown, not that of the seeds that happen to be shared."""
+    contents = [result("ours", seed, "1101") for seed in (0, 1)]
+    contents += [result("local", seed, "1001") for seed in (0, 1)]
+    contents.append(result(more, 2, "0000"))
+    listener = Listener()
+    found = rows(compare([write(tmp_path / "r", *contents)], reference="local", reporter=listener))
+    ours, local = found["ours@2.0x"], found["local@2.0x"]
+    difference = ours["difference"]
+    assert difference["mean"] == pytest.approx(ours["score"] - local["score"])
+    assert (difference["paired"], difference["seeds"]) == (False, 2) and difference["p"] > 0.05
+    assert len(listener.heard) == 1 and "the reference has other seeds, or more or fewer" in listener.heard[0]
+
+
+@pytest.mark.parametrize("alone", ["ours", "local"])
+def test_there_is_no_p_value_with_a_single_seed(tmp_path: Path, alone: str) -> None:
+    contents = [result(name, 0, scores) for name, scores in (("ours", "1101"), ("local", "1001"))]
+    one = rows(compare([write(tmp_path / "one", *contents)], reference="local"))["ours@2.0x"]["difference"]
+    assert (one["mean"], one["paired"], one["seeds"], one["p"]) == (0.25, True, 1, None)
+    contents += [result({"ours": "local", "local": "ours"}[alone], 1, "1001")]
+    found = rows(compare([write(tmp_path / "r", *contents)], reference="local"))
+    difference = found["ours@2.0x"]["difference"]
+    assert difference["mean"] == pytest.approx(found["ours@2.0x"]["score"] - found["local@2.0x"]["score"])
+    assert (difference["paired"], difference["seeds"], difference["p"]) == (False, 1, None)
 
 
 def test_scores_that_belong_to_another_evaluation_are_not_used(tmp_path: Path) -> None:
@@ -294,6 +321,22 @@ def test_the_full_model_counts_on_relative_axes(tmp_path: Path) -> None:
     assert _panel(group, [], True, False).full == (1.0, 100.0)
     assert _panel(group, [], False, False).full == (4.0, 1.0)
     assert _panel(group, [], True, True).full is None  # nothing was timed
+
+
+def test_the_full_model_is_a_run_of_its_own_if_there_is_one(tmp_path: Path) -> None:
+    """The best without trimming, but no student; else the mean of the runs, not of the rows."""
+    trimmed = [result("ours", seed, "1101", full="1111") for seed in (1, 2, 3)]
+    trimmed.append(result("local", 1, "1101", full="1000"))
+    group = compare([write(tmp_path / "trimmed", *trimmed)])["groups"][0]
+    panel = _panel(group, [], False, False)
+    assert panel.full == pytest.approx((4.0, (3 * 1 + 0.25) / 4)) and panel.full_is_mean
+    whole = [result(name, 1, "", full=full) for name, full in (("tuned", "1110"), ("before", "1000"))]
+    student = result("ftkd", 1, "", full="1111") | {"full": side("1111", 2.0)}
+    for content in (*whole, student):
+        del content["trimmed"], content["speedup"]
+    group = compare([write(tmp_path / "all", *trimmed, *whole, student)])["groups"][0]
+    panel = _panel(group, [], False, False)
+    assert panel.full == (4.0, 0.75) and not panel.full_is_mean
 
 
 def test_published_points_are_those_of_the_paper() -> None:

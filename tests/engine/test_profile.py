@@ -25,7 +25,7 @@ def assert_complete(report: dict[str, Any], single: bool) -> None:
     for side in ("full", "trimmed"):
         column = report[side]
         assert 0 < column["latency_ms"]["p50"] <= column["latency_ms"]["p95"]
-        assert column["peak_memory_mb"] > 0 and column["parameters"] > 0
+        assert column["peak_memory_mib"] > 0 and column["parameters"] > 0
         assert sum(column["gmacs_by_part"].values()) == pytest.approx(column["gmacs"], rel=5e-3)
         if single:
             assert column["gmacs_from"] == "torchprofile"
@@ -49,6 +49,12 @@ def test_single_instances_of_a_run(trained: Path, tmp_path: Path) -> None:
     merged = Run(tmp_path / "run").summary()
     assert merged["full"]["latency_ms"] == report["full"]["latency_ms"]
     assert merged["speedup"]["macs"] == report["speedup"]["macs"]
+    assert "realised" not in merged["speedup"]
+    assert merged["speedup"]["realised_torchprofile"] == report["speedup"]["realised"]
+    for side in ("full", "trimmed"):
+        assert merged["profile"]["gmacs_cost_model"][side] == report[side]["gmacs_cost_model"]
+        assert "gmacs_cost_model" not in merged[side]
+    assert report["distribution"]["trimmed_latency_ms"]["p50"] == report["trimmed"]["latency_ms"]["p50"]
     assert merged["profile"]["environment"] == report["environment"]
     assert "calibration" in merged
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from smarttrim_cli.metrics.seeds import matched_over_seeds, paired_over_seeds, two_sided_p, unmatched
@@ -13,16 +14,15 @@ def test_paired_over_seeds_and_instances() -> None:
     assert found.mean == pytest.approx(0.375)
     assert (found.over_seeds, found.over_instances) == pytest.approx((0.125, 0.125))
     assert found.standard_error == pytest.approx(0.125 * math.sqrt(2))
-    # degrees of freedom: (2 e^2)^2 / (e^4 / 1 + e^4 / 3) = 3; for 3 the tail of t is known in closed form
-    angle = math.atan(0.375 / (0.125 * math.sqrt(2)) / math.sqrt(3))
-    tail = 1 - 2 / math.pi * (angle + math.sin(angle) * math.cos(angle))
+    # one degree of freedom, of the two seeds: Cauchy's distribution
+    tail = 1 - 2 / math.pi * math.atan(0.375 / (0.125 * math.sqrt(2)))
     assert found.p_value == pytest.approx(tail, abs=1e-6)
     assert (found.seeds, found.paired) == (2, True)
 
 
 def test_a_single_seed_leaves_the_instances() -> None:
     found = paired_over_seeds([[1, 1, 0, 1]], [[1, 0, 0, 1]])
-    assert math.isnan(found.over_seeds)
+    assert math.isnan(found.over_seeds) and math.isnan(found.p_value)
     assert (found.mean, found.standard_error) == pytest.approx((0.25, 0.25))  # s = .5, / 2
 
 
@@ -53,8 +53,27 @@ def test_a_single_seed_varies_as_those_of_the_other_side() -> None:
     for first, second in (([0.5, 0.9, 0.7], [0.6]), ([0.6], [0.5, 0.9, 0.7])):
         found = unmatched(first, second, 0.01, 0.01)
         assert found.over_seeds == pytest.approx(0.2 * math.sqrt(1 / 3 + 1))
-        assert found.p_value > 0.5
+        assert found.seeds == 1 and math.isnan(found.p_value)
     assert math.isnan(unmatched([0.5], [0.6], 0.01, 0.01).over_seeds)
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_a_true_hypothesis_is_rejected_at_most_as_often_as_said(seeds: int) -> None:
+    """Where seeds vary most; with degrees of freedom of instances, too, .13 and .08 were below .05."""
+    rng = np.random.default_rng(1)
+    tests = []
+    for _ in range(600):
+        scores_SN = rng.normal(0, 0.05, (seeds, 1)) + rng.normal(0, 0.3, (seeds, 100))
+        mean_S, error_S = scores_SN.mean(axis=1), scores_SN.std(axis=1, ddof=1) / 10
+        other_S = rng.normal(0, math.hypot(0.05, 0.03), seeds)
+        tests.append(
+            (
+                paired_over_seeds(scores_SN, np.zeros_like(scores_SN)).p_value,
+                matched_over_seeds(list(mean_S), list(error_S)).p_value,
+                unmatched(list(mean_S), list(other_S), 0.03, 0.03).p_value,
+            )
+        )
+    assert (np.mean(np.array(tests) < 0.05, axis=0) < 0.05 + 2 * math.sqrt(0.05 * 0.95 / 600)).all()
 
 
 @pytest.mark.parametrize(

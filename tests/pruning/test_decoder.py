@@ -116,6 +116,7 @@ def test_every_mode_is_attention_by_hand(mode: str, mask: Tensor | None, caching
         pairs = 2 * 2 + 3 + 4 + 5 if caching else TOKENS * TOKENS
         assert work["decoder"].tolist() == [ROWS * TOKENS] * BATCH
         assert work["decoder.pairs"].tolist() == [ROWS * pairs] * BATCH
+        assert work["decoder.logits"].tolist() == work["decoder"].tolist()
         assert work["decoder.row_calls"].tolist() == [ROWS * len(outputs)] * BATCH
     found_own, found_cross = (torch.cat(parts, 1) for parts in zip(*outputs, strict=True))
     kept = ALL if mask is None else mask

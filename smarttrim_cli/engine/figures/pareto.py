@@ -54,6 +54,7 @@ class Panel:
     Attributes:
         published: Points of other data, drawn hollow; they do not count for the front.
         full: Cost and score of the full model.
+        full_is_mean: Whether that is the mean of runs with their trimmers off, drawn hollow.
         less_is_better: Of the cost axis; else it is a reduction, and more is better.
     """
 
@@ -63,6 +64,7 @@ class Panel:
     points: Sequence[Point]
     published: Sequence[Point] = field(default_factory=tuple)
     full: tuple[float, float] | None = None
+    full_is_mean: bool = False
     less_is_better: bool = True
 
 
@@ -126,7 +128,16 @@ def _draw(axes: Axes, panel: Panel, looks: dict[str, tuple[str, str]]) -> None:
     axes.set_ylabel(panel.y_label, fontsize=_FONT)
     _draw_front(axes, panel)
     if panel.full is not None:
-        axes.plot(*panel.full, marker="*", markersize=14, color=INK, linestyle="none", zorder=4)
+        inside = PAPER if panel.full_is_mean else INK
+        axes.plot(
+            *panel.full,
+            marker="*",
+            markersize=14,
+            color=INK,
+            markerfacecolor=inside,
+            linestyle="none",
+            zorder=4,
+        )
         axes.axhline(panel.full[1], color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
     elif not panel.less_is_better:
         axes.axhline(100, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
@@ -187,8 +198,11 @@ def _handles(looks: dict[str, tuple[str, str]], panels: Sequence[Panel]) -> list
         for name, (color, marker) in looks.items()
         if name in ours
     ]
-    if any(panel.full for panel in panels):
+    if any(panel.full and not panel.full_is_mean for panel in panels):
         first.append(handle("full model", INK, marker="*", markersize=13))
+    if any(panel.full and panel.full_is_mean for panel in panels):
+        label = "mean of the runs with trimmers off"
+        first.append(handle(label, INK, marker="*", markersize=13, markerfacecolor=PAPER))
     first.append(handle("Pareto front", _FRONT, linewidth=6, linestyle="-"))
     second = [
         handle(
