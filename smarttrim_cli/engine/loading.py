@@ -66,7 +66,10 @@ class BatchesOfOneWidth:
         return sum(math.ceil(number / self.batch_size) for number in of_width.values())
 
     def __iter__(self) -> Iterator[list[int]]:
-        """A batch as soon as it is full, then what is left of each width."""
+        """A batch as soon as it is full, then what is left of each width.
+
+        Images first appear in their order; of an image that another process began, its end may come later.
+        """
         waiting: dict[int, list[int]] = {}
         for index in range(self.count):
             batch = waiting.setdefault(self.width(index), [])

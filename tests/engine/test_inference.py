@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from smarttrim_cli.engine.build import build, plan_for
 from smarttrim_cli.engine.inference import batches, predict, summed
 from smarttrim_cli.engine.loading import batching
 from smarttrim_cli.engine.report import SilentReporter
 from smarttrim_cli.engine.scores import score_summary
+from smarttrim_cli.engine.sharing import Share
 from smarttrim_cli.errors import SmartTrimError
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.tasks.base import Batch
@@ -87,18 +89,27 @@ def test_ranked_answers_are_planned_as_they_are_ranked(tmp_path: Path, candidate
     assert written.model.backbone.form.candidate_tokens == 0
 
 
-@pytest.mark.parametrize("part", [range(15), range(5, 15), range(7, 10)])
-def test_batches_of_one_width_keep_the_order_of_images(part: range) -> None:
+@pytest.mark.parametrize("size", [1, 2, 3, 16])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_batches_of_one_width_keep_the_order_of_images(processes: int, size: int) -> None:
     """Five images in blocks of 7, 7 and 6 texts; a process may start in the middle of one."""
 
     class Blocks(Dataset[int]):
+        def __len__(self) -> int:
+            return 15
+
         def width(self, index: int) -> int:
             return 6 if index % 3 == 2 else 7
 
-    for size in (1, 2, 3, 16):
-        sampler = batching(Subset(Blocks(), part), size)["batch_sampler"]
-        found = [[part[index] for index in batch] for batch in sampler]
-        assert len(found) == len(sampler) and sorted(sum(found, [])) == list(part)
-        assert all(len({index % 3 == 2 for index in batch}) == 1 for batch in found)
-        images = list(dict.fromkeys(index // 3 for batch in found for index in batch))
-        assert images == sorted(images)
+    found: list[list[int]] = []
+    for rank in range(processes):
+        part: Any = Share(rank, processes, torch.device("cpu")).part(Blocks())
+        sampler = batching(part, size)["batch_sampler"]
+        indices = part.indices if processes > 1 else range(15)
+        own = [[indices[place] for place in batch] for batch in sampler]
+        assert len(own) == len(sampler) and max(map(len, own)) <= size
+        found += own
+    assert all(len({index % 3 == 2 for index in batch}) == 1 for batch in found)
+    assert sorted(index for batch in found for index in batch) == list(range(15))
+    images = list(dict.fromkeys(index // 3 for batch in found for index in batch))
+    assert images == sorted(images)
