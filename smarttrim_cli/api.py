@@ -13,7 +13,7 @@ from PIL import Image
 from smarttrim_cli.data.images import load_rgb, to_rgb
 from smarttrim_cli.engine.artifact import Bundle, load_model, resolve_checkpoint
 from smarttrim_cli.engine.devices import best_device
-from smarttrim_cli.engine.inference import device_of
+from smarttrim_cli.engine.inference import device_of, refuse_no_numbers
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.pruning.decisions import Decisions
@@ -92,6 +92,7 @@ class TrimmedVlm:
 
         Raises:
             UserError: An image cannot be read, there are not as many as the texts need, or a text is missing.
+            SmartTrimError: The model's outputs are not numbers.
         """
         if texts is None and self.bundle.task.form.name == _WITHOUT_TEXT:
             texts = [""] * len(images)
@@ -101,6 +102,7 @@ class TrimmedVlm:
         inputs = self.bundle.task.inputs(opened, texts, self.bundle.processor)
         inputs = {name: tensor.to(device_of(self.model)) for name, tensor in inputs.items()}
         answers = self.bundle.model(inputs, "full" if full else "packed")
+        refuse_no_numbers(answers.output, range(len(texts)))
         decided = self.bundle.model(inputs, "packed").decisions if full else answers.decisions
         spent_B, full_B = instance_macs(self.bundle.model, decided)
         results = []

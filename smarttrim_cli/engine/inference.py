@@ -130,7 +130,7 @@ def predict(
             batch = to_device(batch, device)
             for mode in modes:
                 forward = model(batch.inputs, mode, instance_ids=batch.instance_ids)
-                _refuse_no_numbers(forward.output, batch)
+                refuse_no_numbers(forward.output, [sample.id for sample in batch.samples])
                 results[mode].records += bundle.task.predict(forward.output, batch, bundle.processor)
                 if forward.context is not None:
                     logs[mode].add(forward.context)
@@ -163,14 +163,22 @@ def no_numbers(ids: Sequence[Hashable]) -> SmartTrimError:
     )
 
 
-def _refuse_no_numbers(output: Any, batch: Batch) -> None:
-    """Refuse scores (B, ...) that are nan, and texts (B, T) that were chosen by such scores."""
+def refuse_no_numbers(output: Any, ids: Sequence[Hashable]) -> None:
+    """Refuse scores (B, ...) that are nan, and texts (B, T) that were chosen by such scores.
+
+    Args:
+        output: Of the backbone; what is no tensor is not looked at.
+        ids: Of the B samples.
+
+    Raises:
+        SmartTrimError: There are some.
+    """
     if not isinstance(output, torch.Tensor):
         return
     bad = output.isnan() if output.is_floating_point() else output < 0
     if bool(bad.any()):
         rows = bad.flatten(1).any(1).tolist()
-        raise no_numbers([sample.id for sample, row in zip(batch.samples, rows, strict=True) if row])
+        raise no_numbers([sample_id for sample_id, row in zip(ids, rows, strict=True) if row])
 
 
 def _joined(parts: Sequence[dict[str, Predictions]]) -> dict[str, Predictions]:

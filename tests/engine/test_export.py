@@ -20,7 +20,7 @@ from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.export import export
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.summary import summary
-from smarttrim_cli.errors import CheckFailed, UserError
+from smarttrim_cli.errors import CheckFailed, SmartTrimError, UserError
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.recipe import load_recipe
 from tests.engine.tiny_run import tiny_recipe, tree
@@ -100,6 +100,15 @@ def test_an_exported_model_is_no_run(exported: Path) -> None:
     for command in (evaluate, summary):
         with pytest.raises(UserError, match="an exported model, not a run directory"):
             command(str(exported / "exported"))
+
+
+def test_answers_of_a_model_whose_outputs_are_nan_are_none(exported: Path) -> None:
+    model = smarttrim_cli.load(exported / "exported")
+    with torch.no_grad():
+        for parameter in model.bundle.model.backbone.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(SmartTrimError, match="not numbers"):
+        model.predict(Image.new("RGB", (48, 48)), QUESTIONS[0], full=True)
 
 
 def test_what_cannot_be_predicted_is_refused(exported: Path) -> None:
