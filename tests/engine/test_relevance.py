@@ -115,7 +115,7 @@ def test_a_log_of_costs_made_up(trained: Path) -> None:
 
 
 def test_what_a_statement_is_about_in_its_second_image() -> None:
-    """Its first image shows it in the first patch of four, its second one in the last; another object each."""
+    """Its first image shows it in the first patch, its second one in the last; all have four."""
     corners = {"left": (0, 0, 8, 8), "right": (8, 8, 8, 8)}
     objects = {
         image: tuple(SimpleNamespace(box=box) for box in ((8, 0, 8, 8), corners[image])) for image in corners
