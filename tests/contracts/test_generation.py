@@ -18,6 +18,7 @@ from tests.tiny import Variant
 
 EXACT = {"rtol": 0.0, "atol": 1e-5}
 GENERATING = [variant for variant in tiny.variants() if tiny.generates(variant.build())]
+CAPTIONING = [variant for variant in GENERATING if variant.form == "captioning"]
 RANKING = [variant for variant in GENERATING if variant.form == "vqa"]
 MODES = ("masked", "packed")
 
@@ -101,6 +102,26 @@ def test_batch_mates_and_padding_change_no_text(variant: Variant, mode: str) -> 
         for i, text in enumerate(expected.tolist())
     ]
     assert sum(same) >= 4 and sum(alone) >= 4
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("variant", CAPTIONING, ids=str)
+def test_macs_of_a_text_depend_on_no_longer_text_beside_it(variant: Variant, beams: int) -> None:
+    """Texts end where they may: in a batch the search goes on for those that have not."""
+    model = model_of(variant, beams)
+    form, config = model.backbone.form, model.backbone.options.text.config
+    model.backbone.form = replace(form, decoding=replace(form.decoding, min_length=4, max_length=12))
+    model.backbone.text_decoder.cls.predictions.bias[config.sep_token_id] += 2.5  # else few end in time
+    inputs, ids = writing(model), tiny.ids()
+    packed = model(inputs, "packed", instance_ids=ids, log_scores=True)
+    clear = (tiny.margin_B(packed.decisions) > 1e-4).nonzero().flatten().tolist()
+    lengths, macs = set(), instance_macs(model, packed.decisions)
+    for index in clear:
+        alone = model(tiny.instance(inputs, index), "packed", instance_ids=ids[index : index + 1])
+        lengths.add(alone.output.shape[1])
+        for found_B, expected_B in zip(macs, instance_macs(model, alone.decisions), strict=True):
+            assert float(found_B[index]) == float(expected_B)
+    assert len(lengths) > 2
 
 
 @pytest.mark.parametrize("candidates", [1, 3, tiny.NUM_LABELS])

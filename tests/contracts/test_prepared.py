@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from smarttrim_cli.pruning import prepared
-from smarttrim_cli.pruning.prepared import PreparedLinear
+from smarttrim_cli.pruning.prepared import LaidOutLinear, PreparedLinear, part_of_linear
 from tests import tiny
 from tests.tiny import Variant
 
@@ -95,3 +95,35 @@ def test_gradients_flow_through_a_prepared_model() -> None:
     with torch.enable_grad():
         model(inputs, "masked").output.sum().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.backbone.parameters())
+
+
+def test_layers_run_in_half_precision_under_autocast() -> None:
+    """Laid out before, too: the kernels know no autocast and would go on in float32."""
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(8, 6), torch.randn(3, 8)
+    laid_out = LaidOutLinear(linear.weight, linear.bias)
+    host = torch.nn.Linear(8, 6)
+    host.load_state_dict(linear.state_dict())
+    prepared.prepare(linear)
+    ways = {
+        "layer": lambda: linear(x),
+        "laid out": lambda: laid_out(x),
+        "part": lambda: part_of_linear(linear, x, linear.weight, linear.bias),
+    }
+    for name, way in ways.items():
+        way()
+        with torch.autocast("cpu", torch.bfloat16):
+            found, expected = way(), host(x)
+        assert found.dtype == torch.bfloat16 and torch.equal(found, expected), name
+
+
+@pytest.mark.parametrize("mode", ["full", "packed"])
+@pytest.mark.parametrize("variant", tiny.first_variants(), ids=str)
+def test_a_prepared_model_is_the_host_under_autocast(variant: Variant, mode: str) -> None:
+    model = tiny.attach(variant.build(), "cross_modal", "global_head")
+    inputs = tiny.ragged_inputs(model.backbone)
+    replay = model(inputs, "masked").decisions if mode == "packed" else None
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(inputs, mode, replay=replay).output
+        found = model.prepare()(inputs, mode, replay=replay).output
+    assert torch.equal(found, expected)

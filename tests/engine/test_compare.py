@@ -115,6 +115,28 @@ def test_one_seed_has_the_error_of_its_instances(tmp_path: Path) -> None:
     assert row["difference"]["se"] == pytest.approx(0.25)  # 0 0 -1 0: s = .5, over 2
 
 
+def test_errors_on_relative_axes_are_shares_of_the_full_score(tmp_path: Path) -> None:
+    """A full score of 3/4: .01 are a 75th of it, 4/3 %."""
+    group = compare([write(tmp_path / "r", result("ours", 0, "1100", full="1101"))])["groups"][0]
+    (row,) = group["rows"]
+    assert (row["score"], row["score_se"]) == (0.5, 0.01)
+    assert (row["retained"], row["retained_se"]) == pytest.approx((2 / 3, 1 / 75))
+    (absolute,), (relative,) = (_panel(group, [], share, False).points for share in (False, True))
+    assert (absolute.cost, absolute.score, absolute.error) == (2.0, 0.5, 0.01)
+    assert (relative.cost, relative.score, relative.error) == pytest.approx((2.0, 200 / 3, 4 / 3))
+
+
+def test_errors_over_seeds_on_relative_axes_are_those_of_the_shares(tmp_path: Path) -> None:
+    """Every seed has a full model of its own: shares of 2/3 and 1, half of their difference."""
+    folder = write(
+        tmp_path / "r", result("ours", 0, "1100", full="1101"), result("ours", 1, "1100", full="1010")
+    )
+    group = compare([folder])["groups"][0]
+    (row,) = group["rows"]
+    assert (row["retained"], row["retained_se"]) == pytest.approx((5 / 6, 1 / 6))
+    assert _panel(group, [], True, False).points[0].error == pytest.approx(100 / 6)
+
+
 def test_without_scores_of_instances_seeds_and_own_errors_are_used(tmp_path: Path) -> None:
     contents = [result(name, seed, s) for name, s in (("ours", "1101"), ("local", "1001")) for seed in (0, 1)]
     for content in contents:

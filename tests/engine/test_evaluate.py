@@ -60,6 +60,8 @@ def test_scores_follow_from_the_predictions(evaluated: tuple[dict[str, Any], Pat
         assert report[side]["accuracy_se"] == pytest.approx(error)
         assert report[side]["count"] == 120
     mean, error = mean_and_error([one - two for one, two in zip(trimmed, full, strict=True)])
+    kept = sum(trimmed) / sum(full)
+    assert kept != 1 and report["trimmed"]["retained"] == pytest.approx(kept)
     difference = report["difference"]
     assert (difference["mean"], difference["se"]) == pytest.approx((mean, error))
     assert difference["low"] == pytest.approx(mean - 1.959964 * error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smarttrim_cli.engine.importance import head_importance
+from smarttrim_cli.engine.importance import head_importance, rank_heads
 from smarttrim_cli.forms import Contrast
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.model import TrimmedModel
@@ -105,6 +106,27 @@ def test_importance_is_the_slope_in_a_heads_size(variant: Variant, what: str) ->
         expected = float(slope_B.abs().mean())
         assert float(importance[name][head]) == pytest.approx(expected, rel=2e-3, abs=1e-6), name
     assert max(float(importance[name][head]) for name, head in checked) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("head", "what"), [("saliency_head", "answer"), ("grad_all_head", "loss"), ("grad_layer_head", "loss")]
+)
+def test_heads_are_ranked_by_what_their_trimmer_asks_for(
+    head: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.attach(tiny.meter(), "random_token", head)
+    batch = batch_of(tiny.METER, model.backbone)
+    monkeypatch.setattr("smarttrim_cli.engine.importance.Loader", lambda *_, **__: [batch])
+    task = SimpleNamespace(logits=Logits.logits, dataset=lambda *_, **__: batch.instance_ids)
+    bundle: Any = SimpleNamespace(model=model, task=task, processor=None)
+    assert rank_heads(bundle, "train", 5, 0) == len(batch)
+    wanted, other = (
+        head_importance(model.backbone, head_sites(model.backbone), task, [batch], measure=measure)  # type: ignore[arg-type]
+        for measure in (what, "loss" if what == "answer" else "answer")
+    )
+    for name, values in wanted.items():
+        torch.testing.assert_close(model.sites[name].importance_H, values)
+        assert not torch.allclose(values, other[name], rtol=1e-3)
 
 
 def test_a_backbone_that_contrasts_is_measured_with_its_hard_negatives() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ import torch
 
 from smarttrim_cli.data.samples import EntailmentSample, StatementSample, VqaSample
 from smarttrim_cli.data.scenes import read_truth
+from smarttrim_cli.data.scenes.truth import SceneTruth
 from smarttrim_cli.engine.artifact import load_model
 from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.inference import Predictions, batches
 from smarttrim_cli.engine.relevance import TruthLog, covered, image_ids, watch
+from smarttrim_cli.pruning.stream import MaskedStream
+from smarttrim_cli.tasks.base import Batch
 from tests.engine.tiny_run import tiny_recipe
 
 LAYERS = {"vision.0", "vision.1", "vision.2"}  # two of the vision encoder, one of co-attention
@@ -108,6 +112,23 @@ def test_a_log_of_costs_made_up(trained: Path) -> None:
     types = [sample.question_type for sample in bundle.task.samples("test")]  # type: ignore[attr-defined]
     named = {"existence": 1, "attribute": 2, "count": 2, "relation": 3, "comparison": 3}
     assert log.steps == [named[name] for name in types]
+
+
+def test_what_a_statement_is_about_in_its_second_image() -> None:
+    """Its first image shows it in the first patch, its second one in the last; all have four."""
+    corners = {"left": (0, 0, 8, 8), "right": (8, 8, 8, 8)}
+    objects = {
+        image: tuple(SimpleNamespace(box=box) for box in ((8, 0, 8, 8), corners[image])) for image in corners
+    }
+    boxes, second = ({1: (("subject", box),)} for box in corners.values())
+    log = TruthLog(SceneTruth(objects, boxes, second), 16)  # type: ignore[arg-type]
+    keep = torch.tensor([[1.0, 1, 0, 0, 0], [1, 0, 0, 1, 1]])  # behind CLS: the first; the last two
+    stream = MaskedStream(torch.ones_like(keep, dtype=torch.bool), keep)
+    batch = Batch({}, torch.tensor([0]), {}, [StatementSample(1, (Path("left.png"), Path("right.png")), "s")])
+    log.add(batch, SimpleNamespace(token_log={"vision.0.token": stream}))  # type: ignore[arg-type]
+    found = log.report(Predictions())
+    assert found["relevance"] == {"vision.0": {"relevant": 1.0, "other": 0.0, "background": 0.25}}
+    assert found["relevance_patches"] == {"relevant": 0.25, "other": 0.25, "background": 0.5}
 
 
 def test_two_images_of_a_statement(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from smarttrim_cli.engine.memory import LiveMemory
 from smarttrim_cli.pruning import attention
-from smarttrim_cli.pruning.attention import AttentionState, attend, key_bias, masked_sdpa
+from smarttrim_cli.pruning.attention import AttentionState, attend, key_bias, masked_sdpa, plain_attention
 from smarttrim_cli.pruning.stream import MaskedStream
 
 B, N, M, H, E = 2, 3, 6, 2, 4
@@ -155,6 +155,29 @@ def test_gradient_of_the_mask_in_half_precision(
     assert 0 < wanted[dropped].abs().max() < 1
     for part in (dropped, ~dropped):
         assert (got[part] - wanted[part]).norm() <= close * wanted[part].norm()
+
+
+@pytest.mark.parametrize("way", ["plain", "masked", "masked with gradients"])
+def test_dropout_of_weights_is_active_in_training(way: str) -> None:
+    """Alike rows, four keys of six seen: without any of them a query gets nothing, in the mean the same."""
+    torch.manual_seed(0)
+    rows, seen = 20000, torch.tensor([1.0, 0, 1, 0, 1, 1])
+    q, k, v = (x[:1].detach().float().expand(rows, *x.shape[1:]) for x in tensors())
+    given = Given(q, k, v)
+    given.dropout = 0.5
+
+    def attended(training: bool) -> Tensor:
+        if way == "plain":
+            return plain_attention(given, q, k, (seen > 0).view(1, 1, 1, M), training).unflatten(-1, (H, E))
+        keep = seen.expand(rows, M).clone().requires_grad_(way == "masked with gradients")
+        stream = MaskedStream(torch.ones(rows, M, dtype=torch.bool), keep)
+        heads_first = (x.transpose(1, 2) for x in (q, k, v))
+        return masked_sdpa(given, *heads_first, stream, training).detach().transpose(1, 2)
+
+    trained, evaluated = attended(True), attended(False)
+    assert float((evaluated.abs() < 1e-12).all(-1).float().mean()) == 0
+    assert float((trained.abs() < 1e-12).all(-1).float().mean()) == pytest.approx(0.5**4, abs=0.005)
+    assert_close(trained.mean(0), evaluated[0], rtol=0.0, atol=0.05)
 
 
 def test_padding_gets_no_weight_and_no_gradient(unclipped: None) -> None:

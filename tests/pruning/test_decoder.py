@@ -154,6 +154,26 @@ def test_beams_go_on_from_other_beams(mode: str, mask: Tensor | None) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("mode", ["masked", "packed"])
+def test_steps_of_instances_that_are_done_are_not_counted(mode: str) -> None:
+    """Two tokens of all, one more of all but the second, one more of the first and the third."""
+    (own, cross), (memory, hidden, valid) = modules(), data()
+    running_context = context(mode, SOME)
+    with running(running_context):
+        decoder = Decoder("decoder", "vision", enter("vision", memory, valid), BATCH)
+        decoder.caching = True
+        for part, over in zip(hidden[:, :4].split([2, 1, 1], 1), ([1], [1, 3], []), strict=True):
+            step(decoder, part, own, cross)
+            done = torch.zeros(BATCH, dtype=torch.bool)
+            done[over] = True
+            decoder.reorder(torch.arange(BATCH * ROWS), done)
+    work = running_context.decisions().work
+    assert work["decoder"].tolist() == [ROWS * tokens for tokens in (4, 2, 4, 3)]
+    assert work["decoder.pairs"].tolist() == [ROWS * pairs for pairs in (4 + 3 + 4, 4, 4 + 3 + 4, 4 + 3)]
+    assert work["decoder.row_calls"].tolist() == [ROWS * calls for calls in (3, 1, 3, 2)]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("taking_out", [True, False])
 @pytest.mark.parametrize("static", [True, False])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)

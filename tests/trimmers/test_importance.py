@@ -153,6 +153,19 @@ def test_grad_all_has_one_target_and_grad_layer_one_per_group() -> None:
             assert all(share == pytest.approx(targets[Site.parse(n).group]) for n, share in shares.items())
 
 
+def test_saliency_heads_share_the_mean_target_over_heads() -> None:
+    model = tiny.attach(tiny.meter(), "random_token", "saliency_head")
+    assert all(trimmer.one_target for name, trimmer in model.sites.items() if "head" in name)
+    model.set_targets(dict.fromkeys(model.groups, 1.0) | {"head.vision": 0.2, "token.vision": 0.4})
+    heads = {name: len(trimmer.place_H) for name, trimmer in model.sites.items() if "head" in name}
+    vision = sum(count for name, count in heads.items() if Site.parse(name).group == "head.vision")
+    mean = 1 - 0.8 * vision / sum(heads.values())
+    assert 0.2 < mean < 1
+    for name, trimmer in model.sites.items():
+        target = mean if name in heads else {"vision": 0.4}.get(Site.parse(name).stream, 1.0)
+        assert float(trimmer.keep_fraction) == pytest.approx(target), name
+
+
 def test_places_and_norms_by_hand() -> None:
     assert places_among(torch.tensor([1.0, 5.0, 5.0, 0.0])).tolist() == [0.625, 0.125, 0.375, 0.875]
     result = normalised({"a": torch.tensor([3.0, 4.0]), "b": torch.zeros(2)})

@@ -18,6 +18,7 @@ from smarttrim_cli.pruning.sites import Site
 from smarttrim_cli.recipe import load_recipe
 from smarttrim_cli.trimmers._layers import EveryFewLayers
 from smarttrim_cli.trimmers._profile import kept_by_layer
+from smarttrim_cli.trimmers._simulated import SimulatedTrimmer
 from smarttrim_cli.trimmers.base import SiteInfo
 from tests import tiny
 
@@ -82,6 +83,20 @@ def test_random_decisions_at_every_second_layer_keep_what_is_planned() -> None:
         assert float(counts[name].float().mean()) == pytest.approx(float(planned[name]), abs=0.6), name
     mean = sum(float(planned[f"vision.{layer}.token"]) - 1 for layer in range(depth)) / depth
     assert mean == pytest.approx(0.5 * (tokens["vision"] - 1))
+
+
+@pytest.mark.parametrize(
+    ("every", "option"), [(1, ""), (1, ", every: 1"), (2, ", every: 2"), (3, ", every: 3")]
+)
+def test_random_decisions_are_planned_for_the_layers_of_the_trimmers(every: int, option: str) -> None:
+    chosen = recipe(f"pruning.token_trimmer={{name: local{option}}}")
+    backbone = backbone_without_data(chosen)
+    depth = backbone.architecture().depth("vision")
+    layers = EveryFewLayers(every=every).layers(depth)
+    found = {n: t for n, t in simulated_trimmers(backbone, chosen).items() if n.startswith("vision")}
+    assert list(found) == [f"vision.{layer}.token" for layer in layers]
+    for trimmer in found.values():
+        assert isinstance(trimmer, SimulatedTrimmer) and trimmer.random.layers == layers
 
 
 @torch.no_grad()

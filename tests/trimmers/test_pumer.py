@@ -66,6 +66,16 @@ def test_the_threshold_shifts_what_is_kept(threshold: float) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("threshold", "pruned"), [(-1.0, 3), (0.0, 6), (1.0, 10)])
+def test_the_threshold_shifts_what_is_pruned(threshold: float, pruned: int) -> None:
+    """Three quarters of the 4, 8 and 13 of 20 that go where 80 %, 60 % and 36 % are kept."""
+    model, view = trimmer(0.6, 0.25), view_of(threshold)
+    plan = model._plan(view)
+    by_use = (plan.logits_RN[0, 1:].argsort() + 1).tolist()
+    assert plan.pruned_RN[0].nonzero().flatten().tolist() == sorted(by_use[:pruned])
+
+
+@torch.no_grad()
 def test_more_is_pruned_where_half_of_the_rest_cannot_merge() -> None:
     model, view = trimmer(0.3, 1.0), view_of()  # 14 of 20 go, of which 6 can be merged into 6
     plan = model._plan(view)
