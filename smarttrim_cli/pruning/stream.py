@@ -226,8 +226,12 @@ def _packed(
 
 
 def rounded_up(rows: int) -> int:
-    """Rows of matrices that kernels are made for: multiples of 4, of more from 512 on (by at most 1/64)."""
-    step = max(4, 1 << (rows.bit_length() - 7)) if rows > 127 else 4
+    """Rows of matrices that kernels are made for.
+
+    Any number up to 32, multiples of 2 up to 128, of 4 up to 512, and of more from there on: the tail is at
+    most 1/33 of the rows. Where they are few, as those of a single text, each takes time.
+    """
+    step = 1 if rows <= 32 else 2 if rows <= 128 else max(4, 1 << (rows.bit_length() - 7))
     return -(-rows // step) * step
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from smarttrim_cli.pruning import packed_attention, prepared
+from smarttrim_cli.pruning import packed_attention, prepared, stream
 from tests import tiny
 from tests.tiny import Variant
 
@@ -29,6 +29,7 @@ def test_packed_is_masked(variant: Variant, way: str, kernels: str, monkeypatch:
     monkeypatch.setattr(packed_attention, "OVERHEAD_IN", WAYS[way][0])
     monkeypatch.setattr(packed_attention, "OVERHEAD_OUT", WAYS[way][1])
     monkeypatch.setattr(prepared, "MIN_WEIGHTS", 1)
+    monkeypatch.setattr(stream, "rounded_up", tiny.to_multiples_of_4)
     called = []
     by_instance = packed_attention._by_instance
     monkeypatch.setattr(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from smarttrim_cli.pruning import prepared
+from smarttrim_cli.pruning import prepared, stream
 from smarttrim_cli.pruning.prepared import LaidOutLinear, PreparedLinear, part_of_linear
 from tests import tiny
 from tests.tiny import Variant
@@ -20,6 +20,7 @@ CLOSE = {"rtol": 0.0, "atol": 1e-5}
 def _small_layers_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prepared, "MIN_WEIGHTS", 1)
     monkeypatch.setattr(prepared, "MIN_JOINT", 1)
+    monkeypatch.setattr(stream, "rounded_up", tiny.to_multiples_of_4)
     with torch.no_grad():
         yield
 

@@ -39,7 +39,7 @@ def test_every_way_is_the_plain_formula(way, lengths) -> None:
     assert_close(way(q, k, v, queries, keys, SCALE), by_hand(q, k, v, queries, keys))
 
 
-@pytest.mark.parametrize("lengths", [((5, 1, 9), (5, 3, 9)), ((5,), (7,))])
+@pytest.mark.parametrize("lengths", [((5, 1, 9), (5, 19, 9)), ((5,), (35,))])
 def test_the_tail_is_not_attended_to(lengths) -> None:
     queries, keys = (stream_of(*some, rounded=True) for some in lengths)
     assert len(keys.segment_T) > keys.total
@@ -68,20 +68,26 @@ def _on_gpu(stream: PackedStream) -> PackedStream:
 
 def test_rounding_up_wastes_little_and_meets_few_sizes() -> None:
     for rows in range(1, 20_000):
-        assert 0 <= rounded_up(rows) - rows <= max(3, rows / 63)
-    assert len({rounded_up(rows) for rows in range(1, 513)}) == 128
+        assert 0 <= rounded_up(rows) - rows <= rows / 33
+    assert len({rounded_up(rows) for rows in range(1, 513)}) == 32 + 48 + 96
     assert len({rounded_up(rows) for rows in range(513, 16_385)}) <= 5 * 64
 
 
 def test_a_rounded_stream_repeats_the_last_cls() -> None:
-    stream = stream_of(3, 6, rounded=True)
-    assert stream.lengths == (3, 6) and stream.spans == (3, 9)
-    assert stream.segment_T.tolist() == [0] * 3 + [1] * 9
-    assert stream.positions_T.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, 0, 0, 0]
-    assert stream.offsets.tolist() == [0, 3, 9]
-    keep_T = torch.tensor([1, 0, 1, 1, 0, 0, 1, 0, 1, 1, 1, 1], dtype=torch.bool)
+    stream = stream_of(3, 130, rounded=True)
+    assert stream.lengths == (3, 130) and stream.spans == (3, 133)
+    assert stream.segment_T.tolist() == [0] * 3 + [1] * 133
+    assert stream.positions_T.tolist() == [0, 1, 2, *range(130), 0, 0, 0]
+    assert stream.offsets.tolist() == [0, 3, 133]
+    keep_T = torch.ones(136, dtype=torch.bool)
+    keep_T[[1, *range(6, 103)]] = False
     fewer, index_T = stream.select(keep_T)
-    assert fewer.lengths == (2, 3) and index_T is not None
-    assert index_T.tolist() == [0, 2, 3, 6, 8, 3, 3, 3]
+    assert fewer.lengths == (2, 33) and index_T is not None
+    assert index_T.tolist() == [0, 2, 3, 4, 5, *range(103, 133), 3]
+
+
+def test_few_rows_are_not_rounded_up() -> None:
+    stream = stream_of(3, 6, rounded=True)
+    assert stream.spans == (3, 6)
     assert stream.select(torch.ones(12, dtype=torch.bool)) == (stream, None)
     assert [len(part) for part in stream.segments(torch.zeros(12, 4), 0)] == [3, 6]
