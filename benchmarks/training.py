@@ -41,7 +41,7 @@ from smarttrim_cli.engine.files import write_json
 from smarttrim_cli.engine.memory import LiveMemory
 from smarttrim_cli.engine.optim import make_optimizer
 from smarttrim_cli.engine.plan import backbone_without_data
-from smarttrim_cli.pruning.context import Sampling
+from smarttrim_cli.pruning.gumbel import Sampling
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.objective import Objective, Target, Weights
 from smarttrim_cli.pruning.sites import TOKEN, Site

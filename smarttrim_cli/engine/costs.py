@@ -77,10 +77,10 @@ def _noted(context: ForwardContext) -> tuple[Layout, dict[str, Tensor]]:
     """The numbers of kept tokens and heads of a pass, a block (S, R) per stream, on the CPU."""
     layout: Layout = {}
     blocks: dict[str, Tensor] = {}
-    heads, tokens = _by_stream(context.head_log), _by_stream(context.token_log)
+    heads, tokens = _by_stream(context.log.heads), _by_stream(context.log.tokens)
     for stream, valid_RN in context.valid.items():
         rows = [valid_RN.sum(1)[None].cpu()]
-        streams: list[Any] = [context.token_log[name] for name in tokens.get(stream, ())]
+        streams: list[Any] = [context.log.tokens[name] for name in tokens.get(stream, ())]
         if streams and all(isinstance(one, PackedStream) for one in streams):
             rows.append(torch.tensor([one.lengths for one in streams]))
         elif streams:
@@ -112,7 +112,7 @@ def _by_stream(names: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 def _kept_heads(context: ForwardContext, names: Sequence[str], stream: str) -> Tensor:
     """Kept heads (S, R) of the sites of one stream; where there is no trimmer all are kept."""
-    masks = [context.head_log[name] for name in names]
+    masks = [context.log.heads[name] for name in names]
     decided = [mask_RH for mask_RH in masks if mask_RH is not None]
     if len(decided) == len(masks) and len({mask.shape for mask in decided}) == 1:
         return torch.stack(decided).sum(-1).cpu()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.inference import device_of, to_device
 from smarttrim_cli.engine.loading import Loader
-from smarttrim_cli.pruning.context import Sampling
+from smarttrim_cli.pruning.gumbel import Sampling
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.saliency import own_answer
 from smarttrim_cli.tasks.base import Batch, Task

@@ -31,8 +31,8 @@ class _Traced(nn.Module):
         result = self.model(inputs, self.mode, instance_ids=self.ids, log_scores=True)
         if result.context is None:
             return [result.output]
-        heads = (mask for mask in result.context.head_log.values() if mask is not None)
-        scores = (scores for _, scores in result.context.score_log.values())
+        heads = (mask for mask in result.context.log.heads.values() if mask is not None)
+        scores = (scores for _, scores in result.context.log.scores.values())
         return [result.output, *heads, *scores, *result.context.cls.values()]
 
 

@@ -61,7 +61,7 @@ class TruthLog:
             images = image_ids(sample)
             self.objects.append(sum(len(self.truth.objects[image]) for image in images))
             self.steps.append(STEPS.get(self.truth.types.get(sample.id, "")))
-        streams = {name: s for name, s in context.token_log.items() if Site.parse(name).stream == "vision"}
+        streams = {name: s for name, s in context.log.tokens.items() if Site.parse(name).stream == "vision"}
         if not streams:
             return
         keep = {name: keep_grid(stream)[:, 1:].cpu() for name, stream in streams.items()}

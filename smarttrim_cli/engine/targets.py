@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smarttrim_cli.pruning.context import Sampling
+from smarttrim_cli.pruning.gumbel import Sampling
 from smarttrim_cli.pruning.objective import Target
 from smarttrim_cli.pruning.plan import Plan
 from smarttrim_cli.pruning.saliency import Warmup

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from smarttrim_cli.metrics.stats import Estimate, mean_with_error, means_by_group
+from smarttrim_cli.metrics.stats import Estimate, mean_with_error
 
 
 def accuracy(predictions: Sequence[object], labels: Sequence[object]) -> Estimate:
@@ -18,15 +18,6 @@ def accuracy(predictions: Sequence[object], labels: Sequence[object]) -> Estimat
         ValueError: There are none, or not as many labels.
     """
     return mean_with_error(_hits(predictions, labels))
-
-
-def accuracy_by_class(predictions: Sequence[object], labels: Sequence[object]) -> dict[str, Estimate]:
-    """Accuracy over the instances of each label; classes without instances do not appear.
-
-    Raises:
-        ValueError: There are not as many labels as predictions.
-    """
-    return means_by_group(_hits(predictions, labels), [str(label) for label in labels])
 
 
 def consistency(statements: Sequence[Hashable], correct: Sequence[bool]) -> Estimate:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from smarttrim_cli.pruning.attention import AttentionState
-from smarttrim_cli.pruning.decisions import Decisions, keep_grid, unpack
-from smarttrim_cli.pruning.gumbel import gumbel_sigmoid, hard_mask, logistic_noise, straight_through
+from smarttrim_cli.pruning.decision_log import DecisionLog
+from smarttrim_cli.pruning.decisions import Decisions
+from smarttrim_cli.pruning.gumbel import Sampling, hard_mask, keep_mask, noisy
 from smarttrim_cli.pruning.joint_mlps import JointMlps
 from smarttrim_cli.pruning.packed_attention import heads_matter
 from smarttrim_cli.pruning.sites import TOKEN, Architecture, AttentionSpec, LayerSpec, Site
@@ -40,34 +41,6 @@ HostHeads = tuple[tuple[int, ...] | None, ...] | None
 """Kept heads per instance, on the host; None for "all", as an item or as a whole."""
 
 _current: ContextVar[ForwardContext | None] = ContextVar("smarttrim_forward", default=None)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How scores become decisions while training.
-
-    Attributes:
-        temperature: tau of Eq. 8.
-        noise: Share of the Gumbel noise, 0 (none) to 1 (Eq. 8).
-        noisy: Whose scores get it: all, or ``heads``.
-        straight_through: Whether scores get the gradient of what was decided; ``heads``: those of heads
-            alone.
-        gradient_scale: What the loss will be multiplied by before the backward pass (float16, accumulation).
-    """
-
-    temperature: float = 1.0
-    noise: float = 1.0
-    straight_through: bool | str = True
-    noisy: str = "all"
-    gradient_scale: float = 1.0
-
-    def noise_of(self, kind: str) -> float:
-        """Share of the noise that scores of sites of a kind get."""
-        return 0.0 if self.noisy == "heads" and kind == TOKEN else self.noise
-
-    def learns(self, kind: str) -> bool:
-        """Whether scores of sites of a kind get that gradient."""
-        return kind != TOKEN if self.straight_through == "heads" else bool(self.straight_through)
 
 
 @dataclass
@@ -89,10 +62,8 @@ class ForwardContext:
         copies: Rows per instance of every stream.
         repeated: Rows that stand for one that was paid for, while several texts look at one image.
         work: What decoders have done, per instance.
+        log: What was decided; :meth:`decisions` lays it out afterwards.
         steady: Decisions of this pass that stand whatever the instances are.
-
-    What was decided is only noted while running; :meth:`decisions` lays it out afterwards, so that a forward
-    whose decisions nobody reads pays nothing for them.
     """
 
     mode: str
@@ -114,10 +85,8 @@ class ForwardContext:
     copies: dict[str, int] = field(default_factory=dict)
     repeated: dict[str, int] = field(default_factory=dict)
     work: dict[str, Tensor] = field(default_factory=dict)
-    token_log: dict[str, Stream] = field(default_factory=dict)
-    head_log: dict[str, Tensor | None] = field(default_factory=dict)
+    log: DecisionLog = field(default_factory=DecisionLog)
     steady: dict[str, StaticDecision] = field(default_factory=dict)
-    score_log: dict[str, tuple[Stream | None, Tensor]] = field(default_factory=dict)
 
     # --- what backbones call (through the module-level functions) ---
 
@@ -192,7 +161,7 @@ class ForwardContext:
         if trimmer is not None:
             stream, hidden = self._apply(site, trimmer, spec, stream, hidden)
             self.streams[spec.stream] = stream
-        self.token_log[site.name] = stream
+        self.log.tokens[site.name] = stream
         return hidden
 
     def _apply(
@@ -233,12 +202,12 @@ class ForwardContext:
             scores = self.joint.token_scores(site.name, trimmer, view, self.from_cls.get(site.name))
         if scores is None:
             scores = trimmer(view)
-        scores = self._noisy(scores, TOKEN, trimmer.draws)
+        scores = noisy(scores, TOKEN, self.sampling, trimmer.draws)
         if self.log_scores:
-            self.score_log[site.name] = (stream, scores.detach())
+            self.log.scores[site.name] = (stream, scores.detach())
         if isinstance(stream, PackedStream):
             return hard_mask(scores[0], self.threshold)
-        return self._decide(scores, TOKEN)
+        return keep_mask(scores, TOKEN, self.sampling, self.threshold)
 
     def _decide_heads(self, spec: LayerSpec) -> dict[str, Tensor | None]:
         if self.joint is not None and self.replay is None:
@@ -248,7 +217,7 @@ class ForwardContext:
         kept: dict[str, Tensor | None] = {}
         for kind, _ in spec.attentions:
             site = spec.site(kind)
-            kept[kind] = self.head_log[site.name] = self._keep_heads(site, spec)
+            kept[kind] = self.log.heads[site.name] = self._keep_heads(site, spec)
         return kept
 
     def _keep_heads(self, site: Site, spec: LayerSpec) -> Tensor | None:
@@ -263,21 +232,10 @@ class ForwardContext:
         scores_BH = self.from_cls.get(site.name)
         if scores_BH is None:
             scores_BH = self.trimmers[site.name](self.cls[spec.stream], self._guide(spec), ids_R)
-        scores_BH = self._noisy(scores_BH, site.kind, self.trimmers[site.name].draws)
+        scores_BH = noisy(scores_BH, site.kind, self.sampling, self.trimmers[site.name].draws)
         if self.log_scores:
-            self.score_log[site.name] = (None, scores_BH.detach())
-        return self._decide(scores_BH, site.kind)
-
-    def _noisy(self, scores: Tensor, kind: str, drawn: bool) -> Tensor:
-        """Scores as the threshold meets them: in training with noise (Eq. 8), but for draws."""
-        noise = 0.0 if self.sampling is None or drawn else self.sampling.noise_of(kind)
-        return scores if noise == 0 else scores + noise * logistic_noise(scores)
-
-    def _decide(self, scores: Tensor, kind: str) -> Tensor:
-        """The one place where a score becomes a float keep mask."""
-        if self.sampling is None or not self.sampling.learns(kind):
-            return hard_mask(scores, self.threshold).to(scores.dtype)
-        return straight_through(gumbel_sigmoid(scores - self.threshold, self.sampling.temperature))
+            self.log.scores[site.name] = (None, scores_BH.detach())
+        return keep_mask(scores_BH, site.kind, self.sampling, self.threshold)
 
     def _ids(self, stream: str) -> Tensor:
         """An identity for every row of a stream; the rows of an instance differ."""
@@ -345,7 +303,8 @@ class ForwardContext:
 
         def decide() -> Tensor:
             ids_1 = self._ids(site.stream)[:1]
-            return self._decide(trimmer(self.cls[site.stream][:1], None, ids_1), site.kind)
+            scores_1H = trimmer(self.cls[site.stream][:1], None, ids_1)
+            return keep_mask(scores_1H, site.kind, self.sampling, self.threshold)
 
         return self.static.decision(site.name, trimmer, self.threshold, decide)
 
@@ -357,28 +316,11 @@ class ForwardContext:
         rows, copies = len(self.valid[attention.memory_stream]), self._copies(attention.memory_stream)
         return stream.rows(range(attention.memory_copy, rows, copies))[0]
 
-    # --- what was decided, afterwards ---
-
     def decisions(self) -> Decisions:
         """The log of the pass in original positions."""
-        out = Decisions(valid=dict(self.valid), copies=dict(self.copies), work=dict(self.work))
-        for name, stream in self.token_log.items():
-            out.keep[name] = keep_grid(stream)
-            out.counts[name] = stream.counts_B()
-        for name, mask_BH in self.head_log.items():
-            if mask_BH is None:
-                mask_BH = self._every_head(Site.parse(name))
-            out.keep[name] = mask_BH.detach() > 0.5
-            out.counts[name] = mask_BH.sum(1)
-        for name, (scored, scores) in self.score_log.items():
-            if isinstance(scored, PackedStream):
-                scores = unpack(scored, scores[0], float("nan"))
-            out.scores[name] = scores
+        out = self.log.laid_out(self.architecture, self.cls)
+        out.valid, out.copies, out.work = dict(self.valid), dict(self.copies), dict(self.work)
         return out
-
-    def _every_head(self, site: Site) -> Tensor:
-        heads = self.architecture.layer(site.stream, site.layer).attention(site.kind).heads
-        return self.cls[site.stream].new_ones(self.cls[site.stream].shape[0], heads)
 
 
 def host_heads(mask_BH: Tensor) -> HostHeads:

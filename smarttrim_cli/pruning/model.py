@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.pruning.context import ForwardContext, Sampling, running
+from smarttrim_cli.pruning.context import ForwardContext, running
 from smarttrim_cli.pruning.decisions import Decisions
+from smarttrim_cli.pruning.gumbel import Sampling
 from smarttrim_cli.pruning.inject import attach_attention
 from smarttrim_cli.pruning.joint_mlps import JointMlps
 from smarttrim_cli.pruning.prepared import forget, prepare, restore, usable

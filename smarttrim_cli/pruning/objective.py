@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smarttrim_cli.pruning.budget import head_levels, solved_threshold
-from smarttrim_cli.pruning.context import Sampling
 from smarttrim_cli.pruning.cost import complete, full_counts, measured_counts, start_of, total_macs
 from smarttrim_cli.pruning.decisions import Decisions
+from smarttrim_cli.pruning.gumbel import Sampling
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.saliency import Warmup, guidance_losses, own_answer, probe
 from smarttrim_cli.pruning.sites import TOKEN, Site

@@ -93,7 +93,7 @@ class _ProbingContext(ForwardContext):
         if name in self.probed:
             self.masks[name] = stream.valid_BN.float().requires_grad_()
             self.streams[spec.stream] = stream = replace(stream, keep_BN=self.masks[name])
-        self.token_log[name] = stream
+        self.log.tokens[name] = stream
         return hidden
 
     def _keep_heads(self, site: Site, spec: LayerSpec) -> None:

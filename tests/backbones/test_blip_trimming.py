@@ -15,8 +15,8 @@ from torchprofile import profile_macs
 from smarttrim_cli import registry
 from smarttrim_cli.backbones import blip
 from smarttrim_cli.forms import GENERATES, Decoding, Form
-from smarttrim_cli.pruning.context import Sampling
 from smarttrim_cli.pruning.cost import double_counts, full_counts, instance_macs, total_macs
+from smarttrim_cli.pruning.gumbel import Sampling
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.objective import Objective, Target, Weights
 from smarttrim_cli.tasks.base import Batch
@@ -98,8 +98,8 @@ class Traced(nn.Module):
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         forward = self.model(dict(zip(self.names, tensors, strict=True)), "packed", log_scores=True)
         assert forward.context is not None
-        heads = [mask for mask in forward.context.head_log.values() if isinstance(mask, Tensor)]
-        return [forward.output, *heads, *(scores for _, scores in forward.context.score_log.values())]
+        heads = [mask for mask in forward.context.log.heads.values() if isinstance(mask, Tensor)]
+        return [forward.output, *heads, *(scores for _, scores in forward.context.log.scores.values())]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -11,8 +11,8 @@ from torchprofile import profile_macs
 from smarttrim_cli import registry
 from smarttrim_cli.engine.retrieval import merged, of_streams
 from smarttrim_cli.forms import CONTRASTS
-from smarttrim_cli.pruning.context import Sampling
 from smarttrim_cli.pruning.cost import double_counts, full_counts, instance_macs, total_macs
+from smarttrim_cli.pruning.gumbel import Sampling
 from smarttrim_cli.pruning.model import TrimmedModel, build_trimmers
 from tests import tiny
 from tests.tiny import Variant
@@ -246,7 +246,7 @@ class Features(nn.Module):
         forward = self.model({"pixel_values": pixels}, self.mode)
         if forward.context is None:
             return [forward.output.features, forward.output.hidden]
-        heads = [mask for mask in forward.context.head_log.values() if isinstance(mask, Tensor)]
+        heads = [mask for mask in forward.context.log.heads.values() if isinstance(mask, Tensor)]
         return [forward.output.features, forward.output.hidden, *heads]
 
 

@@ -30,8 +30,8 @@ class Traced(nn.Module):
         forward = self.model(inputs, self.mode, replay=self.replay, log_scores=True)
         if forward.context is None:
             return [forward.output]
-        heads = [mask for mask in forward.context.head_log.values() if isinstance(mask, Tensor)]
-        scores = [scores for _, scores in forward.context.score_log.values()]
+        heads = [mask for mask in forward.context.log.heads.values() if isinstance(mask, Tensor)]
+        scores = [scores for _, scores in forward.context.log.scores.values()]
         return [forward.output, *heads, *scores, *forward.context.cls.values()]
 
 

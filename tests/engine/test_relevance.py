@@ -17,6 +17,7 @@ from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.inference import Predictions, batches
 from smarttrim_cli.engine.relevance import TruthLog, covered, image_ids, watch
+from smarttrim_cli.pruning.decision_log import DecisionLog
 from smarttrim_cli.pruning.stream import MaskedStream
 from smarttrim_cli.tasks.base import Batch
 from tests.engine.tiny_run import tiny_recipe
@@ -125,7 +126,7 @@ def test_what_a_statement_is_about_in_its_second_image() -> None:
     keep = torch.tensor([[1.0, 1, 0, 0, 0], [1, 0, 0, 1, 1]])  # behind CLS: the first; the last two
     stream = MaskedStream(torch.ones_like(keep, dtype=torch.bool), keep)
     batch = Batch({}, torch.tensor([0]), {}, [StatementSample(1, (Path("left.png"), Path("right.png")), "s")])
-    log.add(batch, SimpleNamespace(token_log={"vision.0.token": stream}))  # type: ignore[arg-type]
+    log.add(batch, SimpleNamespace(log=DecisionLog(tokens={"vision.0.token": stream})))  # type: ignore[arg-type]
     found = log.report(Predictions())
     assert found["relevance"] == {"vision.0": {"relevant": 1.0, "other": 0.0, "background": 0.25}}
     assert found["relevance_patches"] == {"relevant": 0.25, "other": 0.25, "background": 0.5}

@@ -4,21 +4,13 @@ import math
 
 import pytest
 
-from smarttrim_cli.metrics.accuracy import accuracy, accuracy_by_class, consistency
+from smarttrim_cli.metrics.accuracy import accuracy, consistency
 
 
 def test_accuracy() -> None:
     estimate = accuracy(["a", "b", "b", "a"], ["a", "b", "a", "a"])
     assert (estimate.mean, estimate.count) == (0.75, 4)
     assert estimate.standard_error == pytest.approx(math.sqrt(0.75 * 0.25 / 3))  # s^2 = p q n / (n - 1)
-
-
-def test_accuracy_by_class() -> None:
-    by_class = accuracy_by_class([0, 1, 1, 0], [0, 1, 0, 0])
-    assert {name: (value.mean, value.count) for name, value in by_class.items()} == {
-        "0": (pytest.approx(2 / 3), 3),
-        "1": (1.0, 1),
-    }
 
 
 def test_lengths_have_to_agree() -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from smarttrim_cli.pruning.budget import head_levels, solved_threshold
-from smarttrim_cli.pruning.context import Sampling
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.pruning.decisions import Decisions
+from smarttrim_cli.pruning.gumbel import Sampling
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.sites import TOKEN, Site
 from tests import tiny

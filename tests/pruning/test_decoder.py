@@ -228,7 +228,7 @@ def test_gradients_reach_the_memorys_mask_and_the_heads() -> None:
             return heads
 
     running_context = ForwardContext("masked", ARCHITECTURE, dict.fromkeys(SITES, Learned()), threshold=-1.0)
-    from smarttrim_cli.pruning.context import Sampling
+    from smarttrim_cli.pruning.gumbel import Sampling
 
     running_context.sampling = Sampling(1.0, 0.0)
     with running(running_context):

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from smarttrim_cli.pruning.context import Sampling
-from smarttrim_cli.pruning.gumbel import gumbel_sigmoid, hard_mask, logistic_noise, straight_through
+from smarttrim_cli.pruning.gumbel import Sampling, gumbel_sigmoid, hard_mask, logistic_noise, straight_through
 from smarttrim_cli.pruning.objective import kept_fractions, sites_heads
 from smarttrim_cli.pruning.sites import Site
 from tests import tiny

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.context import (
     ForwardContext,
-    Sampling,
     current,
     enter,
     host_heads,
@@ -17,6 +16,7 @@ from smarttrim_cli.pruning.context import (
     running,
     trim,
 )
+from smarttrim_cli.pruning.gumbel import Sampling
 from smarttrim_cli.pruning.inject import attach_attention
 from smarttrim_cli.pruning.model import TrimmedModel, build_trimmers, site_info
 from smarttrim_cli.pruning.sites import Architecture, AttentionSpec, LayerSpec, Site

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from smarttrim_cli.pruning.context import Sampling
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.pruning.decisions import Decisions
+from smarttrim_cli.pruning.gumbel import Sampling
 from smarttrim_cli.pruning.objective import (
     Objective,
     StatefulLoss,

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning import joint_mlps, prepared
-from smarttrim_cli.pruning.context import Sampling
+from smarttrim_cli.pruning.gumbel import Sampling
 from smarttrim_cli.pruning.model import TrimmedModel
 from tests import tiny
 
