@@ -253,37 +253,32 @@ class ForwardContext:
         for kind, attention in spec.attentions:
             memory = self._memory(attention) if attention.memory_stream else own
             name = spec.site(kind).name
-            self.attention[name] = AttentionState(own, memory, *self._heads_at(name, heads[kind]))
+            self.attention[name] = AttentionState(own, memory, *self.heads_at(name, heads[kind]))
 
-    def _heads_at(
+    def heads_at(
         self, name: str, mask_RH: Tensor | None
     ) -> tuple[Tensor | None, HostHeads, StaticHeads | None]:
-        """What an attention is told of the heads of its site, see :class:`AttentionState`."""
-        if self.mode != "packed" or mask_RH is None:
-            return mask_RH, None, None
-        if name not in self.steady and not heads_matter(mask_RH.device):
-            return mask_RH, None, None
-        kept, static = self.packed_heads(name, mask_RH)
-        return None if kept is None else mask_RH, kept, static
-
-    def packed_heads(self, name: str, mask_RH: Tensor | None) -> tuple[HostHeads, StaticHeads | None]:
-        """Kept heads of a site per row, on the host, and as heads that are the same for all, where they are.
+        """What an attention is told of the heads of its site, see :class:`AttentionState`.
 
         Args:
             name: Of the site.
             mask_RH: What was decided there; None keeps all.
         """
         if self.mode != "packed" or mask_RH is None:
-            return None, None
+            return mask_RH, None, None
+        if name not in self.steady and not heads_matter(mask_RH.device):
+            return mask_RH, None, None
         if name in self.steady:
             kept = self.steady[name].kept
             rows: HostHeads = None if kept is None else (kept,) * len(mask_RH)
         else:
             rows = host_heads(mask_RH)
-        if rows is None or self.static is None or not self.trimmers[name].static or len(set(rows)) > 1:
-            return rows, None
+        if rows is None:
+            return None, None, None
+        if self.static is None or not self.trimmers[name].static or len(set(rows)) > 1:
+            return mask_RH, rows, None
         assert rows[0] is not None
-        return rows, self.static.at(name, rows[0], mask_RH.device)
+        return mask_RH, rows, self.static.at(name, rows[0], mask_RH.device)
 
     def _stands(self, name: str) -> bool:
         """Whether a site's decision can be had without asking its trimmer again."""

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smarttrim_cli.pruning import host
 from smarttrim_cli.pruning.attention import masked_sdpa
 from smarttrim_cli.pruning.context import current
 from smarttrim_cli.pruning.decoder_memory import PackedHeads, SharedMemory, pack_memory, to_packed_memory
@@ -47,7 +48,8 @@ class Decoder:
     and a projection costs the reading of its weights, whole or not: all heads are projected for the whole
     batch, and kept ones attend to the memory. Otherwise (ranking: many rows) each instance is projected by
     the weights of its kept heads. This is also what a traced forward does, so that the MACs found there are
-    those of kept heads.
+    those of kept heads. On a GPU, where the host would have to wait to learn which are kept, all heads are
+    projected and attend.
     """
 
     def __init__(
@@ -80,17 +82,22 @@ class Decoder:
             self._heads[index, kind] = mask_BH
 
     def _slicing(self) -> bool:
-        return not self.caching or torch.jit.is_tracing()
+        """Whether instances run one by one, which is one launch for each on a GPU."""
+        return torch.jit.is_tracing() or not (self.caching or host.asking_costs(self.memory.device))
 
     def _packed_heads(self, index: int, kind: str) -> PackedHeads:
-        """What a packed context keeps at a site; None, too, where there is no such context."""
+        """What a packed context keeps at a site.
+
+        None where all heads are there: those that a mask drops, if there is one, are set to 0 afterwards. So
+        it is without such a context, and where the host would have to wait to learn which are kept.
+        """
         if not isinstance(self.kept, PackedStream):
             return None
         site = index, kind
         if site not in self._packed:
             assert self.context is not None
-            mask_BH, device = self._heads.get(site), self.memory.device
-            rows, every = self.context.packed_heads(Site(self.stream, index, kind).name, mask_BH)
+            name, device = Site(self.stream, index, kind).name, self.memory.device
+            self._heads[site], rows, every = self.context.heads_at(name, self._heads.get(site))
             if rows is None or every is not None:
                 self._packed[site] = every
             else:
@@ -109,11 +116,8 @@ class Decoder:
         if every is not None and not every.kept:
             return p.empty(hidden_RTD)
         out, self._own[index] = self._among_own(p, hidden_RTD, every, self._own.get(index), training)
-        mask_BH = self._heads.get((index, SELF_HEAD))
-        if mask_BH is not None and every is None:
-            mask_RH = mask_BH.repeat_interleave(len(out) // self.instances, 0)
-            out = out * mask_RH[:, :, None, None].to(out.dtype)
-        return p.merge(out.transpose(1, 2), every)
+        out = out.transpose(1, 2)
+        return p.merge(self._masked(index, SELF_HEAD, out) if every is None else out, every)
 
     def _sliced_self(self, index: int, p: Any, hidden_RTD: Tensor, kept: list[Tensor | None]) -> Tensor:
         parts, caches = [], self._own.get(index) or [None] * self.instances
@@ -157,13 +161,20 @@ class Decoder:
         queries_BND = hidden_RTD.reshape(self.instances, -1, hidden_RTD.shape[-1])
         q = p.queries(queries_BND, every).transpose(1, 2)
         if packed:
-            out = to_packed_memory(q, p.scale, self._memory[index])
+            out = to_packed_memory(q, p.scale, self._memory[index]).transpose(1, 2)
         else:
-            out = self._to_memory(q, p, self._memory[index], training)
-            mask_BH = self._heads.get((index, CROSS_HEAD))
-            if mask_BH is not None:
-                out = out * mask_BH[:, :, None, None].to(out.dtype)
-        return p.merge(out.transpose(1, 2), every).reshape(hidden_RTD.shape)
+            out = self._to_memory(q, p, self._memory[index], training).transpose(1, 2)
+        if heads is None:
+            out = self._masked(index, CROSS_HEAD, out)
+        return p.merge(out, every).reshape(hidden_RTD.shape)
+
+    def _masked(self, index: int, kind: str, out: Tensor) -> Tensor:
+        """Contexts (instance after instance, ..., H, E) without those of dropped heads."""
+        mask_BH = self._heads.get((index, kind))
+        if mask_BH is None:
+            return out
+        mask_RH = mask_BH.repeat_interleave(len(out) // self.instances, 0)
+        return out * mask_RH.view(len(out), *(1,) * (out.dim() - 3), -1, 1).to(out.dtype)
 
     def _project_memory(self, p: Any) -> SharedMemory:
         """Keys and values for all heads, padding included."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from smarttrim_cli.backbones._coattention import CoAttention
-from smarttrim_cli.pruning import decoder_memory, prepared
+from smarttrim_cli.pruning import decoder_memory, host, prepared
 from smarttrim_cli.pruning.context import ForwardContext, enter, running
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.decoder import Decoder
@@ -84,6 +84,10 @@ def context(mode: str, mask_BH: Tensor | None, static: bool = True) -> ForwardCo
     return ForwardContext(mode, ARCHITECTURE, trimmers, replay=replayed(mask_BH), static=StaticHeadsOf())
 
 
+def no_host_heads(mask_BH: Tensor) -> None:
+    raise AssertionError("the host was told of heads")
+
+
 ALL = torch.ones(BATCH, HEADS, dtype=torch.bool)
 SOME = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 1], [1, 1, 1]], dtype=torch.bool)
 ALIKE, NONE = torch.tensor([[1, 0, 0]] * BATCH, dtype=torch.bool), torch.zeros_like(SOME)
@@ -92,11 +96,17 @@ MASKS = {"all heads": None, "some heads": SOME, "the same heads": ALIKE, "no hea
 
 @torch.no_grad()
 @pytest.mark.parametrize("caching", [False, True])
-@pytest.mark.parametrize("mode", ["full", "masked", "packed"])
+@pytest.mark.parametrize("mode", ["full", "masked", "packed", "packed, asking costs"])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_every_mode_is_attention_by_hand(mode: str, mask: Tensor | None, caching: bool) -> None:
+def test_every_mode_is_attention_by_hand(
+    mode: str, mask: Tensor | None, caching: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if mode == "full" and mask is not None:
         pytest.skip("the full model keeps its heads")
+    if mode == "packed, asking costs":  # as on a GPU
+        mode = "packed"
+        monkeypatch.setattr(host, "asking_costs", lambda device: True)
+        monkeypatch.setattr("smarttrim_cli.pruning.context.host_heads", no_host_heads)
     (own, cross), (memory, hidden, valid) = modules(), data()
     outputs: list[tuple[Tensor, Tensor]] = []
 

@@ -61,6 +61,7 @@ def test_results_stay_and_questions_are_fewer(
     if isinstance(near.output, Tensor):
         assert_close(far.output, near.output, atol=1e-5, rtol=1e-5)
     assert all(torch.equal(keep, near.decisions.keep[site]) for site, keep in far.decisions.keep.items())
-    if variant.backbone == "meter":  # per token site its lengths; per stream its tokens; the threshold
+    if str(variant) != "blip-plain-nlvr2":  # whose two images are told apart on the host
+        # per token site its lengths; per stream its tokens; the threshold
         tokens = sum(name.endswith("token") for name in model.sites)
         assert after <= tokens + 12 and after < before
