@@ -111,6 +111,11 @@ class PackedStream:
         """Where every segment starts, and where the last one ends, (B + 1,)."""
         return F.pad(self.starts_B, (0, 1), value=self.total)
 
+    @cached_property
+    def offsets_int32(self) -> Tensor:
+        """The same as kernels for sequences of variable length want them, made once for all layers."""
+        return self.offsets.int()
+
     def segments(self, packed: Tensor, dim: int) -> tuple[Tensor, ...]:
         """What belongs to every instance of a tensor with T along a dimension, without the tail."""
         return packed.narrow(dim, 0, self.total).split(self.lengths, dim)

@@ -61,6 +61,27 @@ def test_variable_length_kernel_is_the_loop() -> None:
     assert_close(by_variable_length(q, k, v, queries, keys, 0.125), expected, rtol=0, atol=2e-2)
 
 
+def test_variable_length_kernel_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: the kernel's place is taken by the plain formula on what it is given."""
+    from torch.nn.attention import varlen
+
+    def plain(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, num_splits=None):
+        assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+        assert int(cu_seq_q.diff().max()) == max_q and int(cu_seq_k.diff().max()) == max_k
+        assert int(cu_seq_q[-1]) == len(q) and int(cu_seq_k[-1]) == len(k)
+        segments = (
+            torch.repeat_interleave(torch.arange(len(cu) - 1), cu.diff()) for cu in (cu_seq_q, cu_seq_k)
+        )
+        same = next(segments)[:, None] == next(segments)
+        logits = torch.einsum("the,she->hts", q, k) * scale
+        return torch.einsum("hts,she->the", logits.masked_fill(~same, float("-inf")).softmax(-1), v)
+
+    monkeypatch.setattr(varlen, "varlen_attn", plain)
+    queries, keys = stream_of(4, 1, 12), stream_of(2, 9, 3)
+    q, k, v = tensors(queries, keys)
+    assert_close(by_variable_length(q, k, v, queries, keys, SCALE), by_hand(q, k, v, queries, keys))
+
+
 def _on_gpu(stream: PackedStream) -> PackedStream:
     tensors = (stream.starts_B.cuda(), stream.segment_T.cuda(), stream.positions_T.cuda())
     return PackedStream(stream.lengths, *tensors, stream.size)
