@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Sampler
 
+from smarttrim_cli.tasks._data import stable_hash
+
 
 @dataclass
 class StepSampler(Sampler[list[int]]):
@@ -39,8 +41,11 @@ class StepSampler(Sampler[list[int]]):
             for place in range(number * self.batch_size, (number + 1) * self.batch_size):
                 if place // self.size != epoch:
                     epoch = place // self.size
-                    order = torch.randperm(
-                        self.size, generator=torch.Generator().manual_seed(self.seed + epoch)
-                    )
+                    order = self._order(epoch)
                 batch.append(int(order[place % self.size]))
             yield batch
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        """The permutation of an epoch; no other seed has it for another epoch."""
+        seed = self.seed if epoch == 0 else stable_hash(self.seed, epoch)
+        return torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))

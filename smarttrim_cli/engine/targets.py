@@ -25,11 +25,14 @@ class Targets:
         """What scores go on learning beside trimming; of the warm start (:mod:`.warmup`)."""
 
     def at(self, step: int) -> Target | None:
-        """What comes after so many steps; None for plain fine-tuning, and before trimming begins."""
+        """What comes after so many steps.
+
+        None for plain fine-tuning, which it is where all sparsities are 0, too, and before trimming begins.
+        """
         pruning, strategy = self.recipe.pruning, self.recipe.strategy
         curriculum, controller = strategy.curriculum, strategy.budget_controller
         progress = step / self.total_steps
-        if pruning is None or progress < curriculum.start_ratio:
+        if pruning is None or not self.plan.kept or progress < curriculum.start_ratio:
             return None
         progress = (progress - curriculum.start_ratio) / (1 - curriculum.start_ratio)
         kept = scheduled_targets(self.plan.kept, progress, curriculum.end_ratio, curriculum.enabled)

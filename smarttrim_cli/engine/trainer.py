@@ -41,6 +41,7 @@ from smarttrim_cli.pruning.plan import Plan
 from smarttrim_cli.pruning.saliency import Warmup
 from smarttrim_cli.pruning.teacher import TaughtObjective, Teaching
 from smarttrim_cli.recipe import Recipe
+from smarttrim_cli.tasks._data import stable_hash
 
 _MOST_LEFT_OUT = 50
 """Steps in a row that float16's scaler may leave out; its scale begins at 2^16 and halves each time."""
@@ -72,8 +73,8 @@ class Trainer:
         size = len(self.dataset)  # type: ignore[arg-type]
         self.total_steps = train.max_steps or max(round(epochs * size / self.samples_per_step), 1)
         optimizer = make_optimizer(self.objective, recipe.optimizer)
-        factor = schedule_factor(recipe.optimizer, self.total_steps)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        self.rate_factor = schedule_factor(recipe.optimizer, self.total_steps)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)
         self.wrapped, self.optimizer = accelerator.prepare(self.objective, optimizer)
         if teaching is not None:
             teaching.model.to(accelerator.device)
@@ -83,6 +84,10 @@ class Trainer:
         self.warmup = warmup_of(self)
         self.targets.guidance = None if self.warmup is None else self.warmup.hold
         check_steering(recipe, bundle.model)
+        if (
+            accelerator.process_index > 0
+        ):  # noise and dropout of their own; batches are drawn for all together
+            torch.manual_seed(stable_hash(recipe.seed, accelerator.process_index))
 
     def resume(self, checkpoint: Path) -> None:
         """Go to where a checkpoint was written."""
@@ -115,6 +120,12 @@ class Trainer:
             self.reporter.warn(
                 f"none of the {self.total_steps} steps trims: it begins after a share of {share:g} "
                 "(strategy.curriculum.start_ratio)"
+            )
+        warmup = self.recipe.optimizer.warmup_steps
+        if warmup >= self.total_steps:
+            self.reporter.warn(
+                f"the learning rate does not reach its peak in {self.total_steps} steps "
+                f"(optimizer.warmup_steps: {warmup:g})"
             )
         loader = iter(self.loader(self.progress.step, self.total_steps, self.recipe.seed))
         if self.warmup is not None:
@@ -265,9 +276,11 @@ class Trainer:
         return last if every is None else last or self.progress.step % every == 0
 
     def _log(self) -> dict[str, float]:
-        target = self.targets.at(self.progress.step)
+        """The step just done: its target, and the learning rate of parts without a multiplier."""
+        step = self.progress.step - 1
+        target = self.targets.at(step)
         more = {} if target is None else {f"target/{group}": value for group, value in target.kept.items()}
-        more["learning_rate"] = float(self.scheduler.get_last_lr()[0])
+        more["learning_rate"] = self.recipe.optimizer.learning_rate * self.rate_factor(step)
         return self.log.training(self.progress, more)
 
     def _evaluate_and_save(self) -> None:

@@ -46,7 +46,7 @@ def kept_fractions(decisions: Decisions, groups: list[str], heads: Mapping[str, 
             removable_R = decisions.removable_B(site.stream)
             share_SR = torch.where(removable_R > 0, (counts_SR - 1) / removable_R.clamp(min=1), 1.0)
         else:
-            share_SR = torch.stack([decisions.counts[name] / heads[name] for name in names])
+            share_SR = torch.stack([decisions.counts[name].float() / heads[name] for name in names])
         share = decisions.by_instance(site.stream, share_SR.mean(0))
         fractions[group] = share.mean(-1) if share.dim() == 2 else share
     return fractions

@@ -147,7 +147,8 @@ class Pruning(Section):
         0.0,
         ge=0,
         le=1,
-        description="Share of all steps, at the end, over which the noise falls to 0; 0: never (the paper).",
+        description="Share of the steps with trimming, at the end, over which the noise falls to 0; 0: never "
+        "(the paper).",
     )
     calibrate: Calibrate | None = Field(
         default_factory=Calibrate,
@@ -184,8 +185,8 @@ class StableInit(Section):
     )
     grow_noise: bool = Field(
         True,
-        description="Whether Gumbel noise grows with the curriculum; else it is whole from the start, and "
-        "keep_logit alone prevents random drops.",
+        description="Whether Gumbel noise grows until curriculum.end_ratio, with the curriculum or without; "
+        "else it is whole from the start, and keep_logit alone prevents random drops.",
     )
 
 
@@ -349,7 +350,11 @@ class Train(Section):
     num_train_epochs: float | None = Field(None, gt=0, description="Passes over the data; or give max_steps.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; or give num_train_epochs.")
     per_device_train_batch_size: Count = Field(16, description="Instances per device and forward pass.")
-    gradient_accumulation_steps: Count = Field(1, description="Forward passes per optimizer step.")
+    gradient_accumulation_steps: Count = Field(
+        1,
+        description="Forward passes per optimizer step. Losses are means over each of them, as over the "
+        "batch of each process: the cost loss and that of captions are not quite those of one large batch.",
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Mixed precision.")
     eval_steps: int | None = Field(
         None, ge=1, description="Evaluate every so many steps; null: at the end only."

@@ -31,8 +31,16 @@ import sys
 from pathlib import Path
 import torch.distributed
 from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.engine.trainer import Trainer
 from tests.engine.tiny_run import tiny_recipe
 torch.set_num_threads(1)
+train = Trainer.train
+
+def told(trainer):
+    print(f"process draws {{torch.rand(()).item()}}", flush=True)
+    train(trainer)
+
+Trainer.train = told
 finetune(tiny_recipe(Path(sys.argv[1]), *{GUIDED!r}))
 assert torch.distributed.get_world_size() == 2
 """
@@ -99,7 +107,9 @@ def test_torchrun_without_a_gpu(tmp_path: Path) -> None:
     """With all that is done between processes: solved threshold, guidance, shift of the warm start."""
     script = tmp_path / "run.py"
     script.write_text(_SCRIPT, encoding="utf-8")
-    launched(str(script), str(tmp_path), where=tmp_path)
+    said = launched(str(script), str(tmp_path), where=tmp_path)
+    draws = [line for line in said.splitlines() if "process draws" in line]
+    assert len(draws) == len(set(draws)) == 2, "noise is not the same in both"
     rows = [row for row in metrics(tmp_path / "run") if "macs_ratio" in row]
     assert len(rows) == len({row["step"] for row in rows}), "each step is logged once"
     assert rows[-1]["step"] == 12 and abs(rows[-1]["macs_ratio"] - 1 / 1.4) < 0.1

@@ -17,6 +17,12 @@ def test_every_epoch_is_a_permutation_of_its_own(size: int, batch: int) -> None:
         assert len(set(epochs)) > 1
 
 
+def test_no_epoch_is_that_of_another_seed() -> None:
+    found = [list(StepSampler(50, 50, seed, first=0, last=5)) for seed in range(5)]
+    orders = [tuple(order) for batches in found for order in batches]
+    assert len(set(orders)) == 25
+
+
 @pytest.mark.parametrize("first", [0, 1, 4, 9, 20])
 def test_resumed_sampler_yields_the_same_batches(first: int) -> None:
     everything = list(StepSampler(10, 4, seed=0, first=0, last=20))

@@ -208,6 +208,31 @@ def test_all_trimmers_taken_out_is_said(tmp_path: Path) -> None:
     assert "trimmed" not in evaluate(str(tmp_path / "run"), max_instances=8)
 
 
+@pytest.mark.parametrize("targets", ["{}", "{token: {vision: 0}, head: {text: 0}}"])
+def test_sparsities_of_0_are_plain_fine_tuning(tmp_path: Path, targets: str) -> None:
+    finetune(tiny_recipe(tmp_path, *SHORT, f"pruning={{target_sparsity: {targets}}}"))
+    record = metrics(tmp_path / "run")[0]
+    assert record["loss"] == record["task"]
+    assert load_model(tmp_path / "run/model").model.sites == {}
+
+
+def test_logged_learning_rates_are_those_of_the_steps_done(tmp_path: Path) -> None:
+    """Of parts without a multiplier: that of the first part is 0 here."""
+    reporter = Recorder()
+    schedule = ("optimizer.lr_scheduler_type=linear", "optimizer.multipliers={vision_encoder: 0}")
+    few = ("train.max_steps=4", "logging.logging_steps=1", "evaluate.max_instances=8", "pruning=null")
+    finetune(tiny_recipe(tmp_path, *few, *schedule, "optimizer.warmup_steps=1"), reporter=reporter)
+    rates = [row["learning_rate"] for row in metrics(tmp_path / "run") if "task" in row]
+    assert rates == pytest.approx([0.5e-4, 1e-4, 1e-4 * 2 / 3, 1e-4 / 3])
+    assert not any("peak" in text for text in reporter.warnings)
+
+
+def test_a_peak_that_is_never_reached_is_warned_of(tmp_path: Path) -> None:
+    reporter = Recorder()
+    finetune(tiny_recipe(tmp_path, *SHORT, "pruning=null", "optimizer.warmup_steps=2"), reporter=reporter)
+    assert any("does not reach its peak in 2 steps" in text for text in reporter.warnings)
+
+
 def test_multipliers_scale_the_learning_rate_of_their_part(tmp_path: Path) -> None:
     section = "optimizer.multipliers={trimmers: 10, head: 0.5}"
     finetune(
@@ -239,7 +264,7 @@ def test_trimming_can_begin_later(tmp_path: Path) -> None:
     rows = [row for row in metrics(tmp_path / "run") if "task" in row]
     assert ["cost" in row for row in rows] == [False] * 4 + [True] * 4
     targets = [row.get("target/token.vision", 1.0) for row in rows]
-    assert targets[:3] == [1.0] * 3 and targets[4] < 1.0 and targets[-1] == targets[-2] == targets[5]
+    assert targets[:5] == [1.0] * 5 and 1.0 > targets[5] > targets[6] == targets[7]
 
 
 TRIPS = ("pruning.token_trimmer={name: trips}", "pruning.calibrate=null", "pruning.target_speedup=null")

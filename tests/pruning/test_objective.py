@@ -65,6 +65,12 @@ def test_kept_fractions_of_a_model_are_means_of_its_masks() -> None:
         assert_close(found["cross_head.vision"][index], torch.stack(cross).mean())
 
 
+def test_kept_fractions_are_not_rounded_with_the_scores() -> None:
+    log = Decisions(counts={"text.0.self_head": torch.tensor([5.0], dtype=torch.bfloat16)})
+    found = kept_fractions(log, ["head.text"], {"text.0.self_head": 12})
+    assert found["head.text"].item() == pytest.approx(5 / 12)
+
+
 def test_cost_loss() -> None:
     kept = {"a": torch.tensor(0.9), "b": torch.tensor(0.5), "c": torch.tensor(0.25)}
     assert cost_loss(kept, {"a": 0.5, "b": 0.7, "c": 0.25}).item() == pytest.approx((0.16 + 0.04 + 0.0) / 3)
