@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import typer
@@ -39,3 +40,7 @@ def main() -> None:
     except KeyboardInterrupt:  # before a subcommand has begun
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as ending:
+        if ending.code == 130:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left to do is to end
+        raise

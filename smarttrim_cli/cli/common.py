@@ -28,7 +28,13 @@ _REFUSED = (
     errno.ENOENT,
     errno.ENAMETOOLONG,
     errno.ELOOP,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EMFILE,
+    errno.EIO,
 )
+_NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "failed to map segment")
+_LESS_MEMORY = "smaller batches (train.per_device_train_batch_size, evaluate.batch_size) or images need less"
 
 
 def _print_version(value: bool) -> None:
@@ -114,8 +120,8 @@ def errors_as_exit_codes(console: Console) -> Iterator[None]:
         yield
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise  # Typer's own
-    except KeyboardInterrupt:
-        raise _failure(console, "interrupted", 130) from None
+    except KeyboardInterrupt as error:
+        raise _failure(console, "interrupted", getattr(error, "exit_code", 130)) from None
     except SmartTrimError as error:
         kind = "error" if isinstance(error, UserError) else "failed"
         raise _failure(console, f"{kind}: {error}", error.exit_code) from None
@@ -126,16 +132,26 @@ def errors_as_exit_codes(console: Console) -> Iterator[None]:
 def _describe_exception(error: Exception) -> tuple[str, int]:
     """Message and exit code of an error that this package did not raise itself."""
     text = " ".join(str(error).split())
-    number = error.errno if isinstance(error, OSError) else None
+    system = _of_the_system(error)
+    number = system.errno if system is not None else None
     if number in _FULL_DISK or "No space left on device" in text:
-        place = getattr(error, "filename", None) or text
+        place = getattr(system, "filename", None) or text
         return f"error: the disk is full: {place}\n  free some space, or write elsewhere (output_dir)", 1
-    if isinstance(error, OSError) and number in _REFUSED and error.filename:
-        return f"error: {error.filename}: {error.strerror}", 2
+    if system is not None and number in _REFUSED and system.filename:
+        return f"error: {system.filename}: {system.strerror}", 2
+    if number == errno.ENOMEM or isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+        return f"failed: there is not enough memory\n  {_LESS_MEMORY} ({text[:120]})", 1
     if _has_lost_another(error, text):
         return f"failed: another process of this run has ended; what it said tells why ({text[:120]})", 1
     message = f"internal error: {type(error).__name__}: {text}"
     return f"{message}\n  please report this; with --debug the command shows the traceback", 1
+
+
+def _of_the_system(error: BaseException | None) -> OSError | None:
+    """The operating system's error that another came of; libraries tell of it in their own ways."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _has_lost_another(error: Exception, text: str) -> bool:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from smarttrim_cli.engine.report import SilentTracker, Tracker
@@ -59,7 +59,8 @@ class Console:
         if self._progress is not None:
             self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            with suppress(OSError):  # nobody reads on: no reason to lose the work
+                print(text, file=sys.stderr, flush=True)
 
     @contextmanager
     def _live(self, total: int, label: str) -> Iterator[Tracker]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import torch
 
 from smarttrim_cli.data.files import read_json
 from smarttrim_cli.engine.artifact import load_into, read_tensors
-from smarttrim_cli.engine.files import new_folder, write_json
+from smarttrim_cli.engine.files import new_folder, remove, write_json
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.tensors import save_tensors
@@ -53,7 +53,8 @@ def save_checkpoint(trainer: Trainer) -> None:
         }
         with (folder / "state.pt").open("wb") as file:  # a path would hide that the disk is full
             torch.save(state, file)
-        write_json(folder / "state.json", {**stored, "total_steps": trainer.total_steps})
+        beside = {"total_steps": trainer.total_steps, "data": trainer.fingerprint}
+        write_json(folder / "state.json", stored | beside)
 
 
 def load_checkpoint(path: Path, trainer: Trainer) -> dict[str, Any]:
@@ -63,7 +64,14 @@ def load_checkpoint(path: Path, trainer: Trainer) -> dict[str, Any]:
         UserError: The checkpoint is damaged, or is of another model or length of training.
     """
     progress = _read_progress(path / "state.json", trainer)
-    total = progress.pop("total_steps")
+    total, data = progress.pop("total_steps"), progress.pop("data")
+    if data != trainer.fingerprint:
+        raise UserError(
+            f"the checkpoint is of other training data: {_samples(data)} then, "
+            f"{_samples(trainer.fingerprint)} now",
+            where=str(path),
+            hint="resume with the data of the interrupted run, or start anew with --overwrite",
+        )
     if total != trainer.total_steps:
         raise UserError(
             f"the checkpoint is from a run of {total} steps, this one has {trainer.total_steps}",
@@ -124,14 +132,19 @@ def _check_processes(before: int, trainer: Trainer, path: Path) -> None:
 
 def _read_progress(file: Path, trainer: Trainer) -> dict[str, Any]:
     progress = read_json(file)
-    names = {field.name for field in fields(trainer.progress)} | {"total_steps"}
-    if not isinstance(progress, dict) or set(progress) != names or not _sound(progress):
+    names = {field.name for field in fields(trainer.progress)} | {"total_steps", "data"}
+    if not isinstance(progress, dict) or set(progress) != names or not _sound(progress, file.parent.name):
         raise UserError("not the state of a checkpoint", where=str(file), hint=_OTHER_CHECKPOINT)
     return progress
 
 
-def _sound(progress: dict[str, Any]) -> bool:
-    """Whether the values are of the kinds that they are written as."""
+def _samples(data: Any) -> str:
+    text = str(data)
+    return f"{text.partition(' ')[0]} samples ({text[-8:]})"
+
+
+def _sound(progress: dict[str, Any], folder: str) -> bool:
+    """Whether the values are of the kinds that they are written as, and the step is the folder's."""
     counts = [progress["step"], progress["warmup_step"], progress["total_steps"]]
     numbers = [
         progress["seconds"],
@@ -139,6 +152,8 @@ def _sound(progress: dict[str, Any]) -> bool:
     ]
     return (
         all(type(value) is int and value >= 0 for value in counts)
+        and progress["step"] <= progress["total_steps"]
+        and folder.rpartition("-")[2] == str(progress["step"] or progress["warmup_step"])
         and all(isinstance(value, int | float) for value in numbers)
         and all(isinstance(progress[name], dict) for name in ("sums", "counts"))
     )
@@ -151,7 +166,8 @@ def prune_checkpoints(run: Run, limit: int, best_step: int | None) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
     for path in run.checkpoints()[:-limit]:
         if path.name != f"step-{best_step}":
-            shutil.rmtree(path)
+            with suppress(OSError):  # one too many is no reason to lose the training
+                remove(path)
 
 
 def _random_bytes() -> torch.Tensor:

@@ -55,6 +55,9 @@ def check_writable(path: Path | None, where: str, *, folder: bool = False) -> No
     """
     if path is None:
         return
+    if path.is_symlink() and not path.exists():
+        text = f"is a link to what is not there: {os.readlink(path)}"
+        raise UserError(text, where=f"{where} {path}", hint="choose another place")
     if path.is_dir() != folder and path.exists():
         kinds = ("a file, not a directory", "a directory, not a file")
         raise UserError(f"is {kinds[path.is_dir()]}", where=f"{where} {path}", hint="choose another place")
@@ -77,7 +80,11 @@ def check_writable(path: Path | None, where: str, *, folder: bool = False) -> No
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when the block ends well; an older one is replaced."""
+    """A folder that appears under its name only when the block ends well; an older one is replaced.
+
+    Where the name is a link, so is what it points to.
+    """
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -99,5 +106,28 @@ def replace_folder(new: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     if path.exists():
         os.replace(path, old)
-    os.replace(new, path)
+    try:
+        os.replace(new, path)
+    except OSError:
+        if old.exists():
+            os.replace(old, path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def mend_folder(path: Path) -> None:
+    """After a process that was killed in :func:`new_folder`: the older one comes back, the rest goes."""
+    for kind in ("old", "tmp"):
+        for left in path.parent.glob(f".{path.name}.*.{kind}"):
+            if kind == "old" and not path.exists():
+                os.replace(left, path)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder or a link, if it is there; not what a link points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

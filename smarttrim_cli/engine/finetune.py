@@ -89,7 +89,7 @@ def finetune(
     trainer = Trainer(recipe, run, bundle, plan, accelerator, reporter)
     stored = completed(recipe, bundle)
     if checkpoint is not None:
-        refuse_other_recipe(checkpoint, stored)
+        refuse_other_recipe(checkpoint, stored, reporter.warn)
         trainer.resume(checkpoint)
         accelerator.wait_for_everyone()  # nothing is removed unless all of them can go on from it
     with run.claimed() if accelerator.is_main_process else nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from smarttrim_cli.engine.checkpoint import latest
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.errors import UserError, some
-from smarttrim_cli.recipe import Recipe, resolved_yaml
+from smarttrim_cli.recipe import Recipe, load_recipe, resolved_yaml
 from smarttrim_cli.recipe.flat import BESIDE_TRAINING, flat, is_in
 
 _MAY_CHANGE = (
@@ -53,29 +54,28 @@ def checkpoint_to_resume(run: Run, resume: str | None) -> Path | None:
     return path
 
 
-def refuse_other_recipe(checkpoint: Path, recipe: Recipe) -> None:
+def refuse_other_recipe(checkpoint: Path, recipe: Recipe, warn: Callable[[str], None]) -> None:
     """Refuse to go on with another recipe than the one that a checkpoint was trained by.
 
     Args:
-        checkpoint: A ``checkpoints/step-N`` folder; its run's ``recipe.yaml`` is two folders above. Without
-            one nothing is compared.
+        checkpoint: A ``checkpoints/step-N`` folder; its run's ``recipe.yaml`` is two folders above.
         recipe: As it will be stored.
+        warn: Told that there is none, so that nothing was compared.
 
     Raises:
-        UserError: A key that training depends on has another value; it names the keys and both values.
+        UserError: The run's recipe cannot be read, or a key that training depends on has another value; it
+            names the keys and both values.
     """
     file = checkpoint.absolute().parent.parent / "recipe.yaml"
-    try:
-        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    if not file.exists():
+        warn(f"{file} is missing, so whether the recipe is the same is not known")
         return
-    if not isinstance(stored, dict):
-        return
-    before, now = dict(flat(stored)), dict(flat(yaml.safe_load(resolved_yaml(recipe))))
+    stored = load_recipe(file)  # with the defaults of keys that it was too old to have
+    before, now = (dict(flat(yaml.safe_load(resolved_yaml(one)))) for one in (stored, recipe))
     changed = [
-        f"{key} is {_text(now[key])} and was {_text(before[key])}"
-        for key in now
-        if key in before and now[key] != before[key] and not _may_change(key)
+        f"{key} is {_text(now.get(key, _ABSENT))} and was {_text(before.get(key, _ABSENT))}"
+        for key in sorted(before.keys() | now.keys())
+        if now.get(key, _ABSENT) != before.get(key, _ABSENT) and not _may_change(key)
     ]
     if changed:
         raise UserError(
@@ -83,6 +83,9 @@ def refuse_other_recipe(checkpoint: Path, recipe: Recipe) -> None:
             where=str(checkpoint),
             hint=f"resume with the interrupted run's own: smarttrim finetune {file} --resume ...",
         )
+
+
+_ABSENT = "not given"
 
 
 def _may_change(key: str) -> bool:

@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from smarttrim_cli.data.files import read_json
-from smarttrim_cli.engine.files import finite, write_json, write_text
+from smarttrim_cli.engine.files import finite, mend_folder, remove, write_json, write_text
 from smarttrim_cli.engine.report import Reporter
-from smarttrim_cli.errors import UserError
+from smarttrim_cli.errors import UserError, naming
 from smarttrim_cli.recipe import Recipe, load_recipe, resolved_yaml
 from smarttrim_cli.recipe.shipped import shipped_paths
 
@@ -102,6 +101,8 @@ class Run:
         except NotImplementedError:  # a file system without locks
             yield
             return
+        for folder in (self.model, self.path / "best"):
+            mend_folder(folder)
         try:
             yield
         finally:
@@ -134,16 +135,16 @@ class Run:
         foreign = set(self.foreign())
         for path in self.path.iterdir() if self.path.is_dir() else ():
             if path.name not in foreign and path.name != _LOCK:
-                _remove(path)
+                remove(path)
 
     def forget_results(self) -> None:
         """Remove the results of the model that is about to be replaced."""
         for name in _RESULTS:
-            _remove(self.path / name)
+            remove(self.path / name)
 
     def forget_best(self) -> None:
         """Remove the model with the best score."""
-        _remove(self.path / "best")
+        remove(self.path / "best")
 
     def recipe(self, overrides: Sequence[str] = ()) -> Recipe:
         """The stored recipe, with overrides."""
@@ -151,7 +152,7 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to the metrics."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(record)) + "\n")
 
     def history(self) -> Iterator[dict[str, Any]]:
@@ -191,7 +192,7 @@ class Run:
         for path in self.checkpoints():
             phase, _, number = path.name.rpartition("-")
             if int(number) > last[phase]:
-                _remove(path)
+                remove(path)
                 later.append(path.name)
         return later
 
@@ -213,13 +214,6 @@ class Run:
 def _is_leftover(name: str, of: set[str]) -> bool:
     """Whether a name is that of a file or folder which a killed process left half written."""
     return name.startswith(".") and name.endswith((".tmp", ".old")) and name[1:].rsplit(".", 2)[0] in of
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def is_run(path: Path) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from accelerate import Accelerator
 
 from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from smarttrim_cli.engine.fingerprint import fingerprint
 from smarttrim_cli.engine.importance import rank_heads
 from smarttrim_cli.engine.inference import to_device
 from smarttrim_cli.engine.loading import Loader
@@ -30,6 +32,7 @@ from smarttrim_cli.engine.report import Reporter
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.engine.sampling import StepSampler
 from smarttrim_cli.engine.steering import LEVEL, check_steering, hold_heads, steer
+from smarttrim_cli.engine.stopping import Stopping
 from smarttrim_cli.engine.targets import Targets
 from smarttrim_cli.engine.teacher import teaching_of
 from smarttrim_cli.engine.training_log import TrainingLog
@@ -79,6 +82,7 @@ class Trainer:
         if teaching is not None:
             teaching.model.to(accelerator.device)
         self._left_out = 0
+        self.stopping = Stopping(self)
         self.log = TrainingLog(recipe, run, accelerator)
         self.targets = Targets(recipe, plan, self.total_steps)
         self.warmup = warmup_of(self)
@@ -88,6 +92,12 @@ class Trainer:
             accelerator.process_index > 0
         ):  # noise and dropout of their own; batches are drawn for all together
             torch.manual_seed(stable_hash(recipe.seed, accelerator.process_index))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the training data: runs go on with the same."""
+        task = self.bundle.task
+        return fingerprint(task.samples(task.split_name("train")))
 
     def resume(self, checkpoint: Path) -> None:
         """Go to where a checkpoint was written."""
@@ -113,7 +123,15 @@ class Trainer:
             progress.best_score = progress.best_step = None
 
     def train(self) -> None:
-        """All steps that are still to do; a warm start comes right before the first that trims."""
+        """All steps that are still to do; a warm start comes right before the first that trims.
+
+        Raises:
+            Stopped: By a signal; there is a checkpoint then.
+        """
+        with self.stopping.listening():
+            self._train()
+
+    def _train(self) -> None:
         self.log.open(self.progress.step)
         if self.bundle.model.sites and self.targets.first_trimmed_step >= self.total_steps > 0:
             share = self.recipe.strategy.curriculum.start_ratio
@@ -152,6 +170,7 @@ class Trainer:
                 if self._due(self.recipe.logging.logging_steps):
                     tracker.update(self.progress.step, **self._log())
                 self._evaluate_and_save()
+                self.stopping.check()
 
     def loader(self, first: int, last: int, seed: int) -> Loader:
         """Training batches of this process for the steps from one to before another."""

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 import smarttrim_cli
 from smarttrim_cli.cli.app import app
+from smarttrim_cli.cli.console import Console
+from smarttrim_cli.engine.stopping import Stopped
 from smarttrim_cli.errors import CheckFailed, UserError, naming
 
 Install = Callable[[str, Callable[..., Any]], None]
@@ -42,6 +44,11 @@ def raising(error: BaseException) -> Callable[..., Any]:
     return function
 
 
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__context__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
@@ -67,6 +74,21 @@ def raising(error: BaseException) -> Callable[..., Any]:
             2,
             "error: runs/x: Permission denied\n",
         ),
+        (
+            caused(
+                RuntimeError("unexpected pos 1"), OSError(errno.ENOSPC, "No space left", "runs/x/state.pt")
+            ),
+            1,
+            "error: the disk is full: runs/x/state.pt\n",
+        ),
+        (OSError(errno.EFBIG, "File too large", "runs/x"), 2, "error: runs/x: File too large\n"),
+        (MemoryError(), 1, "failed: there is not enough memory\n  smaller batches"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 3 bytes"),
+            1,
+            "failed: there is not enough memory\n",
+        ),
+        (Stopped(15), 143, "interrupted\n"),
         (ValueError("two\nlines"), 1, "internal error: ValueError: two lines\n  please report"),
     ],
 )
@@ -77,6 +99,21 @@ def test_errors(fake_engine: Install, error: BaseException, code: int, message: 
     assert result.stderr.startswith(message)
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def test_messages_that_nobody_reads_do_not_end_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed:
+        def write(self, text: str) -> None:
+            raise BrokenPipeError
+
+        flush = isatty = lambda self: None
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    console = Console()
+    console.message("step 1")
+    console.warn("slow")
+    with console.track(10, "training") as tracker:
+        tracker.update(10)
 
 
 def test_a_lost_process_is_no_error_of_the_others(fake_engine: Install, tmp_path: Path) -> None:

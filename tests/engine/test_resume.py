@@ -16,9 +16,10 @@ import torch
 
 from smarttrim_cli.engine import ending
 from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.engine.stopping import Stopped
 from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.errors import UserError
-from tests.engine.tiny_run import metrics, recipe_file, tiny_recipe, tree
+from tests.engine.tiny_run import Recorder, metrics, recipe_file, tiny_recipe, tree
 
 STEPS = ("train.save_steps=3", "train.eval_steps=4", "logging.logging_steps=2", "train.save_total_limit=9")
 CASES: dict[str, tuple[str, ...]] = {
@@ -199,6 +200,85 @@ def test_other_recipe_is_refused_by_its_keys(stopped: Path) -> None:
     again = tiny_recipe(stopped, *STEPS, "evaluate.batch_size=3", "train.save_total_limit=5", "description=d")
     finetune(again, resume="auto")  # what training does not depend on may change
     assert (stopped / "run/model/config.json").exists()
+
+
+SECTIONS = (
+    "pruning.target_sparsity={token: {vision: 0.6, text: 0.1}}",
+    "optimizer.multipliers={}",
+    "optimizer.multipliers={trimmers: 30, head: 5}",
+    "strategy.teacher={checkpoint: runs/x}",
+)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_keys_that_come_or_go_are_another_recipe(stopped: Path, section: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("smarttrim_cli.engine.trainer.teaching_of", lambda *args: None)
+        error = refused(stopped, section)
+    assert error.message.startswith("the checkpoint is of another recipe: ") and "not given" in error.message
+
+
+def test_a_damaged_recipe_is_not_passed_over_and_a_missing_one_is_said(stopped: Path) -> None:
+    (stopped / "run/recipe.yaml").write_text("train: [")
+    assert "recipe.yaml" in str(refused(stopped))
+    (stopped / "run/recipe.yaml").unlink()
+    reporter = Recorder()
+    finetune(tiny_recipe(stopped, *STEPS), resume=str(stopped / "run/checkpoints/step-3"), reporter=reporter)
+    assert any("recipe.yaml is missing" in text for text in reporter.warnings)
+
+
+def test_other_data_are_refused(stopped: Path) -> None:
+    """The same number of samples, in another order."""
+    state = stopped / "run/checkpoints/step-3/state.json"
+    content = json.loads(state.read_text())
+    assert content["data"].split()[0].isdigit()
+    state.write_text(json.dumps({**content, "data": content["data"].split()[0] + " 0123456789abcdef"}))
+    error = refused(stopped)
+    assert "the checkpoint is of other training data: " in error.message and "89abcdef" in error.message
+
+
+def test_a_state_of_another_step_is_none_of_the_folder(stopped: Path) -> None:
+    state = stopped / "run/checkpoints/step-3/state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "step": 5}))
+    assert refused(stopped).message == "not the state of a checkpoint"
+
+
+SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_ends_training_with_a_checkpoint(
+    name: str, uninterrupted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = "dropout and Gumbel noise"
+    recipe = tiny_recipe(tmp_path, *STEPS, *CASES[case])
+    step, before = Trainer._step, signal.getsignal(signal.SIGTERM)
+
+    def signalled(trainer: Trainer, loader: Any) -> dict[str, float]:
+        if trainer.progress.step == 4:
+            signal.raise_signal(getattr(signal, name))
+        return step(trainer, loader)
+
+    reporter = Recorder()
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as caught:
+        patch.setattr(Trainer, "_step", signalled)
+        finetune(recipe, reporter=reporter)
+    assert caught.value.exit_code == SIGNALS[name] and signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "run/checkpoints/step-5").is_dir() and "--resume auto" in reporter.messages[-1]
+    finetune(recipe, resume="auto")
+    assert_same_end(tmp_path / "run", uninterrupted[case])
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def signalled(trainer: Trainer, loader: Any) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(Trainer, "_step", signalled)
+    with pytest.raises(Stopped):
+        finetune(tiny_recipe(tmp_path, *STEPS))
+    assert not (tmp_path / "run/checkpoints").exists()
 
 
 def test_run_that_has_ended_without_a_checkpoint_is_not_trained_anew(tmp_path: Path) -> None:

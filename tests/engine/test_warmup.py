@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from smarttrim_cli.engine.build import build
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.inference import batches
+from smarttrim_cli.engine.stopping import Stopped
 from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.cost import saved_by_a_token
@@ -201,6 +203,25 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, recipe: Any, after: int, resume
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(Trainer, "optimize", stop)
         finetune(recipe, resume=resume)
+
+
+def test_a_signal_amid_the_warm_start_leaves_a_checkpoint(
+    warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimize = Trainer.optimize
+
+    def signalled(trainer: Trainer, loader: Any, target: Any) -> dict[str, float]:
+        if trainer.progress.warmup_step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return optimize(trainer, loader, target)
+
+    recipe = tiny_recipe(tmp_path, *WARM)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Trainer, "optimize", signalled)
+        finetune(recipe)
+    assert (tmp_path / "run/checkpoints/warmup-3").is_dir()
+    finetune(recipe, resume="auto")
+    assert tree(tmp_path / "run/model") == tree(warm / "model")
 
 
 @pytest.mark.parametrize(("stops", "left"), [((5, 3), "warmup-4"), ((7,), "warmup-6"), ((9,), "step-2")])
