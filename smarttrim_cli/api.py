@@ -118,6 +118,8 @@ class TrimmedVlm:
         """Arguments that were forgotten, or are of another kind."""
         if isinstance(texts, str):
             raise UserError("a list of texts is needed, one per instance", where="predict_batch")
+        if isinstance(images, Picture):
+            raise UserError("a list of images is needed, one per instance", where="predict_batch")
         if not texts:
             raise UserError("no texts: one per instance", where="predict_batch")
         odd: list[Any] = [value for value in texts if not isinstance(value, str)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from smarttrim_cli.metrics.stats import Estimate, mean_with_error
 
 FULL = "full"
 _SAME_LEVEL = 0.05
+_CONDITIONS = ("device", "device_name", "threads", "kernels", "dtype")
+_TIMES = ("latency_ms", "full_latency_ms", "latency_speedup")
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,9 @@ def compare(
     Returns:
         ``reference``, ``groups`` (``task``, ``data``, ``split``, ``metric``, ``count``, ``rows``),
         ``published``, and ``plot``. A row has ``method``, ``level``, ``seeds``; means (``score``, ``full``,
-        ``gmacs``, ``speedup``, ``retained``, ``latency_ms``, ...); ``score_se`` with ``se_over`` (``seeds``
-        or ``instances``); ``difference`` to the reference (``mean``, ``se``, ``seeds``, ``paired``, and
-        ``p`` unless a side has a single seed); ``on_front``.
+        ``gmacs``, ``speedup``, ``retained``, ``latency_ms``, ...); ``score_se`` with
+        ``se_over`` (``seeds and instances``, or one of them); ``difference`` to the reference (``mean``,
+        ``se``, ``seeds``, ``paired``, and ``p`` unless a side has a single seed); ``on_front``.
 
     Raises:
         UserError: A target has no results, or there is no such method.
@@ -118,7 +120,8 @@ def compare(
         if not report["published"]:
             reporter.warn("no published points for these tasks")
     if plot is not None:
-        report["plot"] = str(draw(plot, groups, report.get("published", ()), relative=published))
+        drawn = [group if group["same_conditions"] else _without_times(group) for group in groups]
+        report["plot"] = str(draw(plot, drawn, report.get("published", ()), relative=published))
     return dict(finite(report))
 
 
@@ -188,14 +191,33 @@ def _group(results: Sequence[Result], reference: str, reporter: Reporter) -> dic
     if len(counts) > 1:
         sizes = ", ".join(map(str, counts))
         reporter.warn(f"{first.task}: results on different numbers of instances: {sizes}")
+    unlike = _unlike_conditions(results)
+    if unlike:
+        reporter.warn(
+            f"{first.task}: latencies were measured under different conditions, so those of different rows "
+            f"cannot be compared: {'; '.join(unlike)}"
+        )
     return {
         "task": first.task,
         "data": first.data,
         "split": first.split,
         "metric": first.metric,
         "count": counts[0] if len(counts) == 1 else None,
+        "same_conditions": not unlike,
         "rows": entries,
     }
+
+
+def _unlike_conditions(results: Sequence[Result]) -> list[str]:
+    """What differs in how latencies were measured: ``threads 1, 2``."""
+    timed = [result.timed_on for result in results if result.model.latency_ms and result.timed_on]
+    values = {key: sorted({str(one[key]) for one in timed if key in one}) for key in _CONDITIONS}
+    return [f"{key} {', '.join(found)}" for key, found in values.items() if len(found) > 1]
+
+
+def _without_times(group: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [{**row, **dict.fromkeys(_TIMES)} for row in group["rows"]]
+    return {**group, "rows": rows}
 
 
 def _say_why_unpaired(task: str, pairs: Sequence[tuple[Row, Row]], reporter: Reporter) -> None:
@@ -255,18 +277,23 @@ def _entry(row: Row) -> dict[str, Any]:
     """A row without what it is compared with."""
     results = row.results
     score = mean_with_error([result.model.score for result in results])
-    several = score.count > 1
-    own = results[0].model.error
+    own = [result.model.error for result in results]
+    error, over = _joint_error([result.model.score for result in results], own)
     retained = _mean([result.retained for result in results])
-    if retained and not several and own is not None and results[0].full:
-        retained = replace(retained, standard_error=own / results[0].full.score)
+    if retained:
+        shares = [
+            None if error is None or not result.full else error / result.full.score
+            for error, result in zip(own, results, strict=True)
+        ]
+        found, _ = _joint_error([result.retained or 0.0 for result in results], shares)
+        retained = replace(retained, standard_error=math.nan if found is None else found)
     return {
         "method": row.method,
         "level": str(row.level),
         "seeds": len(results),
         "score": score.mean,
-        "score_se": score.standard_error if several else own,
-        "se_over": "seeds" if several else ("instances" if own is not None else None),
+        "score_se": error,
+        "se_over": over,
         "full": _value([result.full.score if result.full else None for result in results]),
         "retained": retained and retained.mean,
         "retained_se": retained and retained.standard_error,
@@ -278,6 +305,18 @@ def _entry(row: Row) -> dict[str, Any]:
         "difference": None,
         "runs": [result.source for result in results],
     }
+
+
+def _joint_error(values: Sequence[float], errors: Sequence[float | None]) -> tuple[float | None, str | None]:
+    """Standard error of a mean over seeds, and what it is over: seeds, instances, or both where known.
+
+    Three seeds that happen to lie close together say little; the instances are the same few for all.
+    """
+    known = [math.nan if error is None else error for error in errors]
+    found = matched_over_seeds(values, known)
+    parts = {"seeds": found.over_seeds, "instances": found.over_instances}
+    over = [name for name, error in parts.items() if math.isfinite(error)]
+    return (found.standard_error, " and ".join(over)) if over else (None, None)
 
 
 def _latency(results: Sequence[Result]) -> dict[str, float | None]:

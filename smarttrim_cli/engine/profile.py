@@ -103,7 +103,7 @@ def profile(
     data = [to_device(batch, where) for batch in data]
     report = _measure(model, data, size == 1, by_layer, where, reporter)
     report["environment"] = {**describe_environment(where), "kernels": kernels}
-    report["simulated_decisions"] = run is None
+    report["simulated_decisions"] = run is None and bool(model.sites)
     report["recipe"] = target or subject.recipe.output_dir
     if run is not None and single_instance and not overrides:
         run.merge_summary(for_summary(report, run.summary()))
@@ -153,12 +153,16 @@ def _subject_model(
         raise UserError(
             "there is nothing to measure: none of the instances can be used", where=f"split {split}"
         )
-    return model, _of_one_size(data), run
+    return model, _of_one_size(data, reporter), run
 
 
-def _of_one_size(data: list[Batch]) -> list[Batch]:
+def _of_one_size(data: list[Batch], reporter: Reporter) -> list[Batch]:
     """Without batches that are smaller than the first: their times are of something else."""
-    return [batch for batch in data if len(batch) == len(data[0])]
+    whole = [batch for batch in data if len(batch) == len(data[0])]
+    left = sum(map(len, data)) - sum(map(len, whole))
+    if left:
+        reporter.message(f"{left} instances that fill no batch of {len(data[0])} are left out")
+    return whole
 
 
 def _measure(
@@ -188,7 +192,8 @@ def _measure(
         for mode in modes:
             measured[mode].times = times[mode]
         model.restore()  # what follows counts operators and their memory, and does not know prepared kernels
-        for mode in modes:
+        for mode in modes:  # what is made of weights is made, which is not memory of activations
+            model(data[0].inputs, mode, instance_ids=data[0].instance_ids)
             measured[mode].memory = max(_memory(model, batch, mode) for batch in data[:8])
     if single:
         _count(model, data, measured, reporter)

@@ -146,6 +146,8 @@ def explanation(speedup: Mapping[str, float], breakdown: Mapping[str, Mapping[st
 
 
 def _change(ratio: float) -> str:
+    if f"{ratio:.2f}" == "1.00":
+        return "as much"
     return f"{ratio:.2f}x less" if ratio >= 1 else f"{1 / ratio:.2f}x more"
 
 

@@ -63,6 +63,7 @@ class Result:
         settings: Options of the data, to tell data sets of one name apart.
         recipe: What repetitions of a run have in common, by dotted key; empty where no recipe is stored.
         difference: Model minus full, as ``evaluate`` found it (``mean``, ``se``), if it did.
+        timed_on: Where latencies were measured: device, threads, kernels, ...
     """
 
     source: str
@@ -82,6 +83,7 @@ class Result:
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     difference: Mapping[str, float] = field(default_factory=dict)
+    timed_on: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def retained(self) -> float | None:
@@ -108,6 +110,8 @@ def read_results(targets: Sequence[str]) -> tuple[list[Result], list[str]]:
         name, path = _named(target)
         for place in _places(path):
             if place.resolve() in seen:
+                if name is not None:
+                    remarks.append(f"left out, it is there already: {target}")
                 continue
             seen.add(place.resolve())
             content = _content(place)
@@ -226,7 +230,15 @@ def _result(
         settings={key: value for key, value in data.items() if key != "data_dir"},
         recipe={key: value for key, value in flat(recipe) if not _may_differ(key)},
         difference=content.get("difference") or {},
+        timed_on=_timed_on(content),
     )
+
+
+def _timed_on(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment of ``profile``, in a summary or in what it wrote itself."""
+    profiled = content.get("profile")
+    environment = (profiled if isinstance(profiled, Mapping) else content).get("environment")
+    return dict(environment) if isinstance(environment, Mapping) else {}
 
 
 def _may_differ(key: str) -> bool:

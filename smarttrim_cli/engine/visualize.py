@@ -75,6 +75,8 @@ def visualize(
     Raises:
         UserError: There is no trained model, no such instance, no such image, or nothing to draw.
     """
+    if image is not None and instances:
+        raise UserError("--instance is one of a split, not of a picture", hint="leave out one of the two")
     if image is not None and similarity:
         raise UserError("--similarity is measured on a split, not on a picture", hint="leave out --image")
     if image is None and questions:

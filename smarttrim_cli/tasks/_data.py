@@ -70,9 +70,14 @@ class SplitReader:
 
     def __init__(self, options: DataOptions, log: Callable[[str], None]) -> None:
         self.form_name, self.splits, self.log = options.form_name, options.splits, log
-        self.plugin = registry.load("data", options.data["name"])
+        self.plugin_name = str(options.data["name"])
         self.options = registry.options("data", options.data)
         self._read: dict[str, list[Any]] = {}
+
+    @property
+    def plugin(self) -> Any:
+        """The data set's module; not kept, since a module cannot be pickled."""
+        return registry.load("data", self.plugin_name)
 
     def name(self, role: str) -> str:
         """The split for a role; names that are no role are splits themselves."""

@@ -254,7 +254,8 @@ class RetrievalTask(DataTask):
     def summarize(self, records: Sequence[Record]) -> dict[str, Any]:
         """Mean recall and the six recalls it is the mean of, with the size of the matrix.
 
-        In two stages also what was spent on all images: ``first_stage_gmacs``, ``second_stage_gmacs``.
+        In two stages also what was spent on an image in the mean: ``first_stage_gmacs``,
+        ``second_stage_gmacs``; and the number of all pairs that were scored.
         """
         summary = super().summarize(records)
         image_ranks, text_ranks, image_of_text = ranks_of(records)
@@ -264,7 +265,8 @@ class RetrievalTask(DataTask):
             summary |= estimated(name, estimate)
         for name in ("scored_pairs", *_STAGES):
             if all(name in record for record in records):
-                summary[name] = sum(record[name] for record in records)
+                total = sum(record[name] for record in records)
+                summary[name] = total / len(records) if name in _STAGES else total
         return summary
 
     def rescore(self, records: Sequence[Record], split: str) -> list[Record]:

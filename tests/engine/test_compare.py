@@ -96,8 +96,9 @@ def test_means_over_seeds_and_paired_difference(tmp_path: Path) -> None:
     report = compare([folder], reference="local")
     ours, local = rows(report)["ours@2.0x"], rows(report)["local@2.0x"]
     assert (ours["seeds"], ours["score"], ours["full"], ours["retained"]) == (2, 0.875, 1.0, 0.875)
-    assert ours["score_se"] == pytest.approx(0.125)  # .75 and 1: s = .25 / sqrt(2), over sqrt(2)
-    assert (ours["se_over"], ours["gmacs"], ours["speedup"]) == ("seeds", 2.0, 2.0)
+    over_seeds = 0.125  # .75 and 1: s = .25 / sqrt(2), over sqrt(2)
+    assert ours["score_se"] == pytest.approx(math.hypot(over_seeds, 0.01))
+    assert (ours["se_over"], ours["gmacs"], ours["speedup"]) == ("seeds and instances", 2.0, 2.0)
     # the differences of tests/metrics/test_seeds.py, instance by instance
     assert ours["difference"]["mean"] == pytest.approx(0.375)
     assert ours["difference"]["se"] == pytest.approx(0.125 * math.sqrt(2))
@@ -133,8 +134,25 @@ def test_errors_over_seeds_on_relative_axes_are_those_of_the_shares(tmp_path: Pa
     )
     group = compare([folder])["groups"][0]
     (row,) = group["rows"]
-    assert (row["retained"], row["retained_se"]) == pytest.approx((5 / 6, 1 / 6))
-    assert _panel(group, [], True, False).points[0].error == pytest.approx(100 / 6)
+    instances = 0.01 * math.sqrt(((4 / 3) ** 2 + 2**2) / 2)  # root of the mean square of the shares' errors
+    error = math.hypot(1 / 6, instances)
+    assert (row["retained"], row["retained_se"]) == pytest.approx((5 / 6, error))
+    assert _panel(group, [], True, False).points[0].error == pytest.approx(100 * error)
+
+
+def test_latencies_of_other_conditions_are_not_drawn_together(tmp_path: Path) -> None:
+    def timed(method: str, threads: int) -> dict[str, Any]:
+        content = result(method, 0, "1101", profile={"environment": {"device": "cpu", "threads": threads}})
+        content["trimmed"]["latency_ms"] = {"p50": 2.0}
+        return content
+
+    listener = Listener()
+    alike = write(tmp_path / "a", timed("ours", 1), timed("local", 1))
+    assert compare([alike], reporter=listener)["groups"][0]["same_conditions"] and not listener.heard
+    unlike = write(tmp_path / "b", timed("ours", 1), timed("local", 2))
+    report = compare([unlike], reporter=listener, plot=tmp_path / "p.png")
+    assert "threads 1, 2" in listener.heard[0] and not report["groups"][0]["same_conditions"]
+    assert rows(report)["ours@2.0x"]["latency_ms"] == 2.0  # each is true by itself
 
 
 def test_without_scores_of_instances_seeds_and_own_errors_are_used(tmp_path: Path) -> None:

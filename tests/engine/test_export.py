@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -111,6 +113,13 @@ def test_answers_of_a_model_whose_outputs_are_nan_are_none(exported: Path) -> No
         model.predict(Image.new("RGB", (48, 48)), QUESTIONS[0], full=True)
 
 
+def test_a_loaded_model_can_be_copied_and_sent_to_other_processes(exported: Path) -> None:
+    model, picture = smarttrim_cli.load(exported / "exported"), Image.new("RGB", (48, 48), "red")
+    expected = model.predict(picture, QUESTIONS[0]).answer
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert other.predict(picture, QUESTIONS[0]).answer == expected
+
+
 def test_what_cannot_be_predicted_is_refused(exported: Path) -> None:
     model = smarttrim_cli.load(exported / "exported")
     picture = Image.new("RGB", (48, 48))
@@ -118,6 +127,7 @@ def test_what_cannot_be_predicted_is_refused(exported: Path) -> None:
         (lambda: model.predict(picture), "a text is empty"),
         (lambda: model.predict_batch([], []), "no texts"),
         (lambda: model.predict_batch([picture] * 3, "abc"), "a list of texts is needed"),
+        (lambda: model.predict_batch("a.png", ["is it?"]), "a list of images is needed"),  # type: ignore[arg-type]
         (lambda: model.predict(picture, "is it \ud800?"), "half of a character"),
         (lambda: model.predict(Image.new("RGB", (0, 4)), "is it?"), "an image of 0 x 4 pixels"),
         (lambda: model.predict(picture, None), "NoneType given"),  # type: ignore[arg-type]

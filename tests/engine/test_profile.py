@@ -16,7 +16,7 @@ from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.tasks.base import Batch
 from tests import tiny
-from tests.engine.tiny_run import recipe_file, tree
+from tests.engine.tiny_run import Recorder, recipe_file, tree
 
 PARTS = {"text_encoder", "vision_encoder", "cross_modal", "head"}
 
@@ -65,6 +65,28 @@ def test_batches_of_a_run_do_not_touch_its_summary(trained: Path) -> None:
     assert_complete(report, single=False)
     assert report["full"]["gmacs_from"] == "cost model"
     assert tree(trained) == before
+
+
+def test_instances_that_fill_no_batch_are_said_to_be_left_out(trained: Path) -> None:
+    reporter = Recorder()
+    report = profile(str(trained), num_instances=8, batch_size=3, device="cpu", reporter=reporter)
+    assert report["instances"] == 6
+    assert "2 instances that fill no batch of 3 are left out" in reporter.messages
+
+
+@pytest.mark.parametrize("kernels", ["prepared", "host"])
+def test_weights_of_static_heads_are_no_activations(tmp_path: Path, kernels: str) -> None:
+    static = ["pruning.head_trimmer={name: saliency_head}", "backbone.hidden_size=96"]
+    report = profile(
+        str(recipe_file(tmp_path)),
+        overrides=static,
+        random_weights=True,
+        num_instances=2,
+        single_instance=True,
+        host_kernels=kernels == "host",
+        device="cpu",
+    )
+    assert report["trimmed"]["peak_memory_mib"] < 1.1 * report["full"]["peak_memory_mib"]
 
 
 def test_random_weights_at_the_recipes_speedup(tmp_path: Path) -> None:
@@ -247,5 +269,6 @@ def test_a_model_without_trimmers(trained: Path, tmp_path: Path) -> None:
         recipe, overrides=overrides, random_weights=True, num_instances=2, single_instance=True, by_layer=True
     )
     assert "trimmed" not in report and "explanation" not in report
+    assert report["simulated_decisions"] is False  # there are none
     assert set(report["breakdown"]) == set(report["macs_counts"]) == {"full"}
     assert all(set(row["ms"]) == {"full"} for row in report["layers"])

@@ -262,9 +262,9 @@ def test_summary_of_costs(tmp_path: Path) -> None:
     result = predicted(bundle, "packed")["packed"]
     summary = bundle.task.summarize(result.records)
     total = summary["first_stage_gmacs"] + summary["second_stage_gmacs"]
-    assert total == pytest.approx(sum(result.macs) / 1e9)
+    assert total == pytest.approx(sum(result.macs) / len(result.macs) / 1e9)  # of an image
     found = score_summary(bundle.task, result)
-    assert found["gmacs_per_pair"] == pytest.approx(total / summary["scored_pairs"])
+    assert found["gmacs_per_pair"] == pytest.approx(sum(result.macs) / 1e9 / summary["scored_pairs"])
     stored = json.loads(json.dumps(result.records))
     assert bundle.task.summarize(bundle.task.rescore(stored, "test")).keys() >= {"mean_recall"}
 
@@ -340,7 +340,7 @@ def test_fine_tuning_and_evaluation(run: Path) -> None:
     assert all(40 * 4 <= number <= 40 * 4 + 8 * 4 for number in pairs)
     assert 0 <= trimmed["mean_recall"] <= 1 and trimmed["gmacs"] < full["gmacs"]
     for side in (full, trimmed):
-        assert side["gmacs"] * 8 == pytest.approx(side["first_stage_gmacs"] + side["second_stage_gmacs"])
+        assert side["gmacs"] == pytest.approx(side["first_stage_gmacs"] + side["second_stage_gmacs"])
         assert sum(side["gmacs_by_part"].values()) == pytest.approx(side["gmacs"])
     assert report["speedup"]["macs"] == pytest.approx(full["gmacs"] / trimmed["gmacs"])
 
