@@ -49,11 +49,16 @@ def some(items: Sequence[str], separator: str = ", ", most: int = 5) -> str:
 
 
 @contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """While writing ``path``: an OSError that does not name its file (a full disk) gets the name."""
+def naming(path: str | Path, hidden: Path | None = None) -> Iterator[None]:
+    """While writing ``path``: an OSError that does not name its file (a full disk) gets the name.
+
+    Args:
+        path: What is written, as the user knows it.
+        hidden: What is written first and then moved there: an error that names it gets the name, too.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None or error.filename == str(hidden):
             error.filename = str(path)
         raise

@@ -15,6 +15,7 @@ from smarttrim_cli.cli.evaluate import evaluate
 from smarttrim_cli.cli.export import export
 from smarttrim_cli.cli.finetune import finetune
 from smarttrim_cli.cli.profile import profile
+from smarttrim_cli.cli.streams import make_streams_usable
 from smarttrim_cli.cli.summary import summary
 from smarttrim_cli.cli.visualize import visualize
 
@@ -35,6 +36,7 @@ app.add_typer(data.app, name="data")
 
 def main() -> None:
     """Run the command line."""
+    make_streams_usable()
     try:
         app(prog_name="smarttrim")
     except KeyboardInterrupt:  # before a subcommand has begun

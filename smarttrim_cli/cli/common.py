@@ -206,8 +206,17 @@ def check_output(path: Path | None, option: str = "--output") -> None:
 def deliver(console: Console, result: Any, text: str, *, as_json: bool, output: Path | None) -> None:
     """Print a result as text or JSON, and write it to ``output`` if there is one."""
     from smarttrim_cli.cli.render import to_json
+
+    content = to_json(result)
+    print_and_write(console, content if as_json else text, output, content)
+
+
+def print_and_write(console: Console, text: str, output: Path | None, content: str) -> None:
+    """Print a text, and write another to ``output`` if there is one; neither is lost with the other."""
     from smarttrim_cli.engine.files import write_text
 
-    console.result(to_json(result) if as_json else text)  # first: it should not be lost with the file
-    if output is not None:
-        write_text(output, to_json(result))
+    try:
+        console.result(text)
+    finally:
+        if output is not None:
+            write_text(output, content)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from smarttrim_cli.cli.common import AsJson, Require, check_output
+from smarttrim_cli.cli.common import AsJson, Require, check_output, print_and_write
 from smarttrim_cli.cli.console import Console
 from smarttrim_cli.cli.require import enforce, parse_requirements
 from smarttrim_cli.errors import UserError
@@ -79,7 +79,6 @@ def compare(
         )
     check_output(plot, "--plot")
     from smarttrim_cli.engine.compare import compare as run
-    from smarttrim_cli.engine.files import write_text
 
     result = run(
         runs,
@@ -89,8 +88,7 @@ def compare(
         published=published,
         reporter=console,
     )
-    console.result(render_compare.FORMATS[chosen](result))
-    if output is not None:
-        written = render_compare.ENDINGS.get(output.suffix.lower(), chosen)
-        write_text(output, render_compare.FORMATS[written](result))
+    written = chosen if output is None else render_compare.ENDINGS.get(output.suffix.lower(), chosen)
+    text, content = (render_compare.FORMATS[name](result) for name in (chosen, written))
+    print_and_write(console, text, output, content)
     enforce(requirements, render_compare.required(result))

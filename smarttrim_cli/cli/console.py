@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from smarttrim_cli.engine.report import SilentTracker, Tracker
+from smarttrim_cli.errors import naming
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -32,8 +33,9 @@ class Console:
 
     def result(self, text: str) -> None:
         """Print a result on stdout."""
-        sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
-        sys.stdout.flush()
+        with naming("standard output"):
+            sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+            sys.stdout.flush()
 
     def message(self, text: str) -> None:
         """Print a message, unless quiet."""

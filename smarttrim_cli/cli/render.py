@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smarttrim_cli.cli import render_profile
+from smarttrim_cli.cli.render_profile import inside
 from smarttrim_cli.cli.tables import format_value, ratio, table
 
 _COST_WORDS = ("macs", "latency", "memory", "_ms", "param", "seconds", "tokens")
@@ -30,14 +31,15 @@ def comparison(result: Mapping[str, Any]) -> str:
         parts.append(table(_HEADER, rows))
     parts += render_profile.explained(result)
     for name in dict.fromkeys([*_breakdowns(full), *_breakdowns(trimmed)]):
-        inner = _rows(full.get(name, {}), trimmed.get(name, {}), _estimates, costs=_is_cost(name))
+        inner = _rows(inside(full, name), inside(trimmed, name), _estimates, costs=_is_cost(name))
         parts.append(table((name.replace("_", " "), "full", "trimmed", "ratio"), inner))
     parts += _versus(result)
     other_size = result.get("at_full_size")
     if other_size:
         heading = f"at the same sparsity: {other_size.get('recipe')} (random weights)"
-        parts.append(f"{heading}\n{table(_HEADER, _rows(other_size['full'], other_size['trimmed'], _flat))}")
-        parts += [other_size["explanation"]] if "explanation" in other_size else []
+        rows = _rows(inside(other_size, "full"), inside(other_size, "trimmed"), _flat)
+        parts.append(f"{heading}\n{table(_HEADER, rows)}")
+        parts += [other_size["explanation"]] if other_size.get("explanation") else []
     shown = (*_COMPARED, "difference", "baselines", "eval", "at_full_size", *render_profile.EXPLAINED)
     rest = {name: value for name, value in result.items() if name not in shown}
     if isinstance(rest.get("recipe"), Mapping):  # for other programs; `profile` names one
@@ -51,7 +53,7 @@ def _estimates(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if isinstance(value, Mapping) and "se" in value:
             label = f"{name} (n={value.get('count')})"
-            flat[label] = next(number for key, number in value.items() if key not in ("se", "count"))
+            flat[label] = next((number for key, number in value.items() if key not in ("se", "count")), None)
             flat[f"  standard error of {name}"] = value["se"]
         else:
             flat[name] = value
@@ -60,7 +62,7 @@ def _estimates(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _versus(result: Mapping[str, Any]) -> list[str]:
     """Paired differences: trimmed against full, and against the baselines at equal MACs."""
-    lines, metric = [], result.get("metric", "accuracy")
+    lines, metric = [], result.get("metric") or "accuracy"
     if result.get("difference"):
         lines.append(f"trimmed minus full: {_interval(result['difference'])}")
     evaluated = result.get("eval")
@@ -71,9 +73,10 @@ def _versus(result: Mapping[str, Any]) -> list[str]:
         (
             name,
             *(other.get(key) for key in (metric, "gmacs", "speedup")),
-            _interval(other["trimmed_minus_this"]),
+            _interval(inside(other, "trimmed_minus_this")),
         )
         for name, other in (result.get("baselines") or {}).items()
+        if other
     ]
     if rows:
         header = ("baseline", metric, "gmacs", "macs speedup", "trimmed minus baseline (95 % interval)")
@@ -82,9 +85,11 @@ def _versus(result: Mapping[str, Any]) -> list[str]:
 
 
 def _interval(difference: Mapping[str, Any]) -> str:
-    if not difference:
+    mean, low, high = (difference.get(key) for key in ("mean", "low", "high"))
+    if mean is None:
         return "-"
-    mean, low, high = (difference[key] for key in ("mean", "low", "high"))
+    if low is None or high is None:
+        return f"{mean:+.4f}"
     return f"{mean:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
 
 

@@ -23,18 +23,24 @@ def explained(result: Mapping[str, Any]) -> list[str]:
     return blocks
 
 
-def _sides(values: Mapping[str, Mapping[str, float]]) -> Iterator[list[Any]]:
+def inside(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The mapping of that name; empty if there is none, or something else."""
+    found = values.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _sides(values: Mapping[str, Mapping[str, Any]]) -> Iterator[list[Any]]:
     """Rows of name, full, trimmed and how many times cheaper."""
-    full, trimmed = values["full"], values.get("trimmed", {})
+    full, trimmed = inside(values, "full"), inside(values, "trimmed")
     for name in full:
         yield [name, full[name], trimmed.get(name), ratio(full[name], trimmed.get(name), True)]
 
 
-def _breakdown(values: Mapping[str, Mapping[str, float]]) -> str:
-    shown = values.get("trimmed", values["full"])
-    total = sum(shown.values())
-    rows = [[*row, f"{shown[row[0]] / total:.1%}"] for row in _sides(values)]
-    which = "trimmed" if "trimmed" in values else "full"
+def _breakdown(values: Mapping[str, Mapping[str, Any]]) -> str:
+    which = "trimmed" if values.get("trimmed") else "full"
+    shown = inside(values, which)
+    total = sum(value or 0 for value in shown.values())
+    rows = [[*row, f"{(shown.get(row[0]) or 0) / total:.1%}" if total else None] for row in _sides(values)]
     return table(("milliseconds by part", "full", "trimmed", "ratio", f"share of {which}"), rows)
 
 
@@ -44,7 +50,8 @@ def _layers(layers: list[Mapping[str, Any]]) -> str:
 
 
 def _layer(row: Mapping[str, Any]) -> list[Any]:
-    heads = (f"{format_value(one['kept'])}/{one['of']}" for one in row["heads"].values())
-    costs = [row[name].get(side) for name in ("gmacs", "ms") for side in ("full", "trimmed")]
-    name = f"{row['stream']}.{row['layer']}"
-    return [name, row["tokens_in"], row["tokens_kept"], " ".join(heads), *costs]
+    kinds = [one for one in inside(row, "heads").values() if isinstance(one, Mapping)]
+    heads = (f"{format_value(one.get('kept'))}/{one.get('of')}" for one in kinds)
+    costs = [inside(row, name).get(side) for name in ("gmacs", "ms") for side in ("full", "trimmed")]
+    name = f"{row.get('stream')}.{row.get('layer')}"
+    return [name, row.get("tokens_in"), row.get("tokens_kept"), " ".join(heads), *costs]

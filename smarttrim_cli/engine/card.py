@@ -65,11 +65,11 @@ def _official(file: str | None) -> list[str]:
 
 
 def _measured(summary: dict[str, Any]) -> list[str]:
-    full, trimmed = summary.get("full", {}), summary.get("trimmed", {})
+    full, trimmed = summary.get("full") or {}, summary.get("trimmed") or {}
     if not trimmed and not full:
         return ["Nothing yet: run `smarttrim evaluate` and `smarttrim profile` before exporting."]
     rows = ["| quantity | full | trimmed |", "|---|---|---|"]
-    metric = summary.get("metric", "accuracy")
+    metric = summary.get("metric") or "accuracy"
     quantities = {
         metric: metric.replace("_", " "),
         "gmacs": "GMACs per instance",
@@ -78,9 +78,9 @@ def _measured(summary: dict[str, Any]) -> list[str]:
     for key, label in quantities.items():
         if key in full or key in trimmed:
             rows.append(f"| {label} | {_number(full.get(key))} | {_number(trimmed.get(key))} |")
-    latency = [side.get("latency_ms", {}).get("p50") for side in (full, trimmed)]
+    latency = [_median(side.get("latency_ms")) for side in (full, trimmed)]
     if any(value is not None for value in latency):
-        where = summary.get("profile", {}).get("environment", {})
+        where = (summary.get("profile") or {}).get("environment") or {}
         device = f"{where.get('device', '?')}, {where.get('threads', '?')} threads"
         rows.append(f"| latency p50, ms ({device}) | {_number(latency[0])} | {_number(latency[1])} |")
     if "split" in summary:
@@ -89,6 +89,10 @@ def _measured(summary: dict[str, Any]) -> list[str]:
             f"Split `{summary['split']}`, {summary.get('count')} instances, tokens and heads really removed.",
         ]
     return rows
+
+
+def _median(latency: Any) -> float | None:
+    return latency.get("p50") if isinstance(latency, dict) else None
 
 
 def _number(value: float | None) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from smarttrim_cli.data.files import read_json
 from smarttrim_cli.engine.artifact import load_into, read_tensors
-from smarttrim_cli.engine.files import new_folder, remove, write_json
+from smarttrim_cli.engine.files import is_number, new_folder, remove, write_json
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.tensors import save_tensors
@@ -156,6 +156,8 @@ def _sound(progress: dict[str, Any], folder: str) -> bool:
         and folder.rpartition("-")[2] == str(progress["step"] or progress["warmup_step"])
         and all(isinstance(value, int | float) for value in numbers)
         and all(isinstance(progress[name], dict) for name in ("sums", "counts"))
+        and all(is_number(value) for value in progress["sums"].values())
+        and all(type(value) is int and value > 0 for value in progress["counts"].values())
     )
 
 

@@ -72,6 +72,9 @@ def evaluate(
         _refuse_beside_predictions(needs_model | {"--max-instances": max_instances})
         return _rescore(recipe, from_predictions, split, submission_out, reporter)
     run = require_model(subject, target)
+    stored = split is None and max_instances is None and not overrides
+    if stored:
+        run.check_summary()
     share = share_of_this_process()
     if not share.first:
         reporter = SilentReporter()
@@ -97,15 +100,16 @@ def evaluate(
     report = _report(bundle, results, name) | ({} if truth is None else truth.report(results["packed"]))
     _write(bundle.task, results, predictions_out, submission_out)
     _warn(report, results, reporter)
-    stored = split is None and max_instances is None and not overrides
     if stored:  # before the baselines, which may fail
-        run.merge_summary(report)
+        with run.storing(reporter):
+            run.merge_summary(report)
     for baseline in baselines:
         report.setdefault("baselines", {})[baseline] = evaluate_baseline(
             baseline, bundle, recipe, name, limit, results["packed"], reporter
         )
     if stored and baselines:
-        run.merge_summary(report)
+        with run.storing(reporter):
+            run.merge_summary(report)
     return report | {"recipe": resolved_dict(recipe)}
 
 

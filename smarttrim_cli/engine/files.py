@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from smarttrim_cli.errors import UserError, naming
+
+_LONGEST_NAME = 200
+"""Bytes; file systems take 255."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -23,13 +27,20 @@ def write_text(path: Path, text: str) -> None:
             path.write_text(text, encoding="utf-8", newline="\n")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{_short(path.name)}.{os.getpid()}.tmp")
     try:
-        with naming(path):
+        with naming(path, temporary):
             temporary.write_text(text, encoding="utf-8", newline="\n")
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the one that matters is under way
+            temporary.unlink(missing_ok=True)
+
+
+def _short(name: str) -> str:
+    """The name; of one that leaves no room for an ending, a hash."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= _LONGEST_NAME else hashlib.sha256(encoded).hexdigest()[:16]
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -46,7 +57,17 @@ def finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def check_writable(path: Path | None, where: str, *, folder: bool = False) -> None:
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a number that can be reckoned with: finite, and not too long."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def check_writable(
+    path: Path | None, where: str, *, folder: bool = False, hint: str = "choose another place"
+) -> None:
     """Refuse a file, or a folder, that cannot be written, before the work is done; leaves nothing behind.
 
     Raises:
@@ -60,22 +81,28 @@ def check_writable(path: Path | None, where: str, *, folder: bool = False) -> No
         raise UserError(text, where=f"{where} {path}", hint="choose another place")
     if path.is_dir() != folder and path.exists():
         kinds = ("a file, not a directory", "a directory, not a file")
-        raise UserError(f"is {kinds[path.is_dir()]}", where=f"{where} {path}", hint="choose another place")
-    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    problem = None
-    if not above.is_dir() and above != path:
-        problem = f"{above} is a file, not a folder"
-    elif not os.access(above, os.W_OK):
-        problem = f"{above} may not be written to ({os.strerror(errno.EACCES)})"
-    elif above.is_dir():
+        raise UserError(f"is {kinds[path.is_dir()]}", where=f"{where} {path}", hint=hint)
+    above = next(place for place in (path, *path.absolute().parents) if place.exists())
+    is_replaced = path.is_file() and not path.is_symlink()  # by one that is written beside it
+    for place in (above, path.absolute().parent) if is_replaced else (above,):
+        problem = _problem_of(place, is_itself=place == path)
+        if problem is not None:
+            raise UserError(f"cannot write there: {problem}", where=f"{where} {path}", hint=hint)
+
+
+def _problem_of(place: Path, is_itself: bool) -> str | None:
+    """Why nothing can be written to what is there: the file itself, or a folder above it."""
+    if not place.is_dir() and not is_itself:
+        return f"{place} is a file, not a folder"
+    if not os.access(place, os.W_OK):
+        return f"{place} may not be written to ({os.strerror(errno.EACCES)})"
+    if place.is_dir():
         try:
-            with tempfile.TemporaryFile(dir=above):
+            with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
-            problem = f"{above} takes no files ({error.strerror})"
-    if problem is not None:
-        text = f"cannot write there: {problem}"
-        raise UserError(text, where=f"{where} {path}", hint="choose another place")
+            return f"{place} takes no files ({error.strerror})"
+    return None
 
 
 @contextmanager

@@ -92,7 +92,12 @@ def profile(
     subject = find_subject(target, overrides)
     size = 1 if single_instance else batch_size or subject.recipe.evaluate.batch_size
     kept = measured_kept(sparsity_from) if sparsity_from else None
+    if sparsity_from is not None and single_instance:
+        Run(Path(sparsity_from)).check_summary()
     model, data, run = _subject_model(subject, target, random_weights, kept, num_instances, size, reporter)
+    stored = run if single_instance and not overrides else None
+    if stored is not None:
+        stored.check_summary()
     if kept is not None and run is not None:
         raise UserError(
             f"{target} has decisions of its own",
@@ -105,10 +110,13 @@ def profile(
     report["environment"] = {**describe_environment(where), "kernels": kernels}
     report["simulated_decisions"] = run is None and bool(model.sites)
     report["recipe"] = target or subject.recipe.output_dir
-    if run is not None and single_instance and not overrides:
-        run.merge_summary(for_summary(report, run.summary()))
+    if stored is not None:
+        with stored.storing(reporter):
+            stored.merge_summary(for_summary(report, stored.summary()))
     if sparsity_from is not None and single_instance:
-        Run(Path(sparsity_from)).merge_summary({"at_full_size": report})
+        other = Run(Path(sparsity_from))
+        with other.storing(reporter):
+            other.merge_summary({"at_full_size": report})
     return report
 
 

@@ -214,7 +214,7 @@ def for_summary(report: dict[str, Any], summary: Mapping[str, Any]) -> dict[str,
 
     What else is of the instances profiled says so: it ends in ``_torchprofile`` or is in ``profile``.
     """
-    evaluated = "split" in summary and "gmacs" in summary.get("full", {})  # older ones may have no counts
+    evaluated = "split" in summary and "gmacs" in (summary.get("full") or {})  # older ones may have no counts
     named = ("instances", "batch_size", "distribution", "environment")
     sides: dict[str, Any] = {"profile": {key: report[key] for key in named if key in report}}
     for name in ("full", "trimmed"):

@@ -10,7 +10,6 @@ Scores of single instances, for paired tests, come from ``predictions.jsonl`` in
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from smarttrim_cli.data.files import read_json
 from smarttrim_cli.engine.result_keys import check_result
 from smarttrim_cli.engine.runs import Run, is_run
 from smarttrim_cli.errors import UserError, some
@@ -136,7 +136,13 @@ def _results(place: Path, content: Mapping[str, Any], name: str | None) -> list[
         return [_result(place, content, name, _stored_scores(place)), *further]
     except UserError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # something of another kind inside
+    except (
+        ArithmeticError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # something of another kind inside
         raise UserError(f"not what evaluate and finetune write ({error})", where=str(place)) from error
 
 
@@ -172,18 +178,15 @@ def _content(place: Path) -> Mapping[str, Any]:
     file = place / "summary.json" if place.is_dir() else place
     if not file.exists():
         raise UserError("no results there yet", where=str(place), hint=f"smarttrim evaluate {place}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"not JSON ({error})", where=str(file)) from error
+    content = read_json(file)
     return content if isinstance(content, dict) else {}
 
 
 def _is_result(content: Mapping[str, Any]) -> bool:
     """Whether there is a main score of a model."""
     side = content.get("trimmed") or content.get("full")
-    metric = content.get("metric", "accuracy")
-    return isinstance(side, dict) and isinstance(side.get(metric), int | float)
+    metric = content.get("metric") or "accuracy"
+    return isinstance(side, dict) and isinstance(metric, str) and isinstance(side.get(metric), int | float)
 
 
 def _further_splits(content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -196,18 +199,18 @@ def _further_splits(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _result(
     place: Path, content: Mapping[str, Any], name: str | None, stored: Mapping[str, Mapping[str, float]]
 ) -> Result:
+    check_result(content, str(place / "summary.json" if place.is_dir() else place))
     if not _is_result(content):
         hint = f"smarttrim evaluate {place}" if place.is_dir() else "expected what evaluate writes"
         raise UserError("no scores of a model in it", where=str(place), hint=hint)
-    check_result(content, str(place / "summary.json" if place.is_dir() else place))
-    metric = str(content.get("metric", "accuracy"))
+    metric = str(content.get("metric") or "accuracy")
     recipe = _recipe(place) or _recipe_inside(content)
     speedups = content.get("speedup") or {}
     trimmed, full = content.get("trimmed"), content.get("full")
     sides = {
         key: _side(side, metric, stored.get(key, {}))
         for key, side in (("full", full), ("trimmed", trimmed))
-        if side and metric in side
+        if side and side.get(metric) is not None
     }
     own_full = sides.get("full") if "trimmed" in sides else None
     model = sides.get("trimmed") or sides["full"]
@@ -229,7 +232,7 @@ def _result(
         count=content.get("count"),
         settings={key: value for key, value in data.items() if key != "data_dir"},
         recipe={key: value for key, value in flat(recipe) if not _may_differ(key)},
-        difference=content.get("difference") or {},
+        difference={k: v for k, v in (content.get("difference") or {}).items() if v is not None},
         timed_on=_timed_on(content),
     )
 

@@ -25,8 +25,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from smarttrim_cli.data.files import read_json
-from smarttrim_cli.engine.files import finite, mend_folder, remove, write_json, write_text
+from smarttrim_cli.engine.files import (
+    check_writable,
+    finite,
+    is_number,
+    mend_folder,
+    remove,
+    write_json,
+    write_text,
+)
 from smarttrim_cli.engine.report import Reporter
+from smarttrim_cli.engine.result_keys import check_result
 from smarttrim_cli.errors import UserError, naming
 from smarttrim_cli.recipe import Recipe, load_recipe, resolved_yaml
 from smarttrim_cli.recipe.shipped import shipped_paths
@@ -35,6 +44,9 @@ DEFAULT_RECIPE = "quickstart"
 _OF_TRAINING = ("backbone", "pruning", "strategy", "optimizer")
 _TRAINED = ("metrics.jsonl", "checkpoints", "best", "tensorboard", "model")
 _LOCK = ".lock"
+_LOGGED_WORDS = ("phase", "warning")
+_MOST_STEPS = 2**53
+"""What a float counts exactly."""
 _RESULTS = ("summary.json", "predictions.jsonl", "figures")
 
 
@@ -156,15 +168,15 @@ class Run:
             file.write(json.dumps(finite(record)) + "\n")
 
     def history(self) -> Iterator[dict[str, Any]]:
-        """Lines of the metrics; one cut short by a crash, and what else is no record, is left out."""
+        """Lines of the metrics; one cut short by a crash, and what else a run does not log, is left out."""
         if not self.metrics.exists():
             return
         for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
+            if _is_logged(record):
                 yield record
 
     def rewind(self, step: int, warmup_step: int = 0, ended: bool = False) -> None:
@@ -197,8 +209,38 @@ class Run:
         return later
 
     def summary(self) -> dict[str, Any]:
-        """Results so far."""
-        return dict(read_json(self.summary_file)) if self.summary_file.exists() else {}
+        """Results so far.
+
+        Raises:
+            UserError: The file is damaged, or holds something else.
+        """
+        if not self.summary_file.exists():
+            return {}
+        content = read_json(self.summary_file)
+        if not isinstance(content, dict):
+            hint = "remove it, and evaluate the run again"
+            raise UserError("not a summary: expected an object", where=str(self.summary_file), hint=hint)
+        check_result(content, str(self.summary_file))
+        return content
+
+    def check_summary(self) -> None:
+        """Find out before the work whether results can be added to the summary.
+
+        Raises:
+            UserError: It is damaged, or cannot be written.
+        """
+        self.summary()
+        hint = "let it be written, or copy the run to where it can be"
+        check_writable(self.summary_file, "the summary", hint=hint)
+
+    @contextmanager
+    def storing(self, reporter: Reporter) -> Iterator[None]:
+        """While results are added to the summary: what fails is a warning, so that they are still shown."""
+        try:
+            yield
+        except (OSError, UserError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error.message
+            reporter.warn(f"the results are not stored in {self.summary_file}: {reason}")
 
     def merge_summary(self, result: dict[str, Any]) -> None:
         """Add results to the summary; nested ``full``, ``trimmed`` and ``speedup`` are merged key by key."""
@@ -209,6 +251,17 @@ class Run:
             else:
                 summary[key] = value
         write_json(self.summary_file, summary)
+
+
+def _is_logged(record: Any) -> bool:
+    """Whether it is what ``Run.log`` was given: whole steps, and numbers that can be drawn."""
+    if not isinstance(record, dict) or not isinstance(record.get("eval", {}), dict):
+        return False
+    steps = (record.get("step"), record.get("warmup_step", 0))
+    others = [value for key, value in record.items() if key not in ("eval", *_LOGGED_WORDS)]
+    return all(type(step) is int and 0 <= step < _MOST_STEPS for step in steps) and all(
+        value is None or is_number(value) for value in others
+    )
 
 
 def _is_leftover(name: str, of: set[str]) -> bool:

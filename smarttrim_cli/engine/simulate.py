@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from smarttrim_cli import registry
-from smarttrim_cli.data.files import read_json
 from smarttrim_cli.engine.artifact import trimmers_for
 from smarttrim_cli.engine.build import trimmer_config
 from smarttrim_cli.engine.plan import backbone_without_data
@@ -56,7 +55,7 @@ def measured_kept(target: str) -> dict[str, float]:
         raise UserError(
             "not a run with a summary", where=target, hint="give a run directory that was evaluated"
         )
-    kept = read_json(run.summary_file).get("trimmed", {}).get("kept")
+    kept = (run.summary().get("trimmed") or {}).get("kept")
     if not kept:
         raise UserError(
             "no kept fractions there", where=str(run.summary_file), hint=f"smarttrim evaluate {target}"

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 
 from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from smarttrim_cli.engine.files import is_number
 from smarttrim_cli.engine.fingerprint import fingerprint
 from smarttrim_cli.engine.importance import rank_heads
 from smarttrim_cli.engine.inference import to_device
@@ -116,7 +117,7 @@ class Trainer:
         evaluated = [
             r["eval"].get(metric) for r in self.run.history() if "eval" in r and r["step"] > progress.step
         ]
-        scores = [score for score in evaluated if score is not None]  # none of a model that has diverged
+        scores = [score for score in evaluated if is_number(score)]  # none of a model that has diverged
         best = -math.inf if progress.best_score is None else progress.best_score
         if later and max(scores, default=-math.inf) > best:
             self.run.forget_best()

@@ -96,7 +96,7 @@ def test_what_is_of_another_kind_deeper_inside(folder: str) -> None:
     content = json.loads(file.read_text(encoding="utf-8"))
     content["full"]["accuracy"] = "good"
     file.write_text(json.dumps(content), encoding="utf-8")
-    assert f"error: {file}: not what evaluate and finetune write" in run(folder, code=2).stderr
+    assert f'error: {file}: full.accuracy is "good", not a number' in run(folder, code=2).stderr
 
 
 def test_mistakes(folder: str, tmp_path: Path) -> None:
@@ -116,6 +116,9 @@ def test_mistakes(folder: str, tmp_path: Path) -> None:
         ({"difference": [1]}, "difference is [1], not an object"),
         ({"seed": "one"}, 'seed is "one", not a whole number'),
         ({"trimmed": {"accuracy": 0.5, "scores": ["a", "b"]}}, 'trimmed.scores is ["a", "b"], not a list of'),
+        ({"trimmed": {"accuracy": 0.5, "gmacs": -1}}, "trimmed.gmacs is -1, not a number of at least 0"),
+        ({"trimmed": {"accuracy": float("nan")}}, "trimmed.accuracy is NaN, not a number"),
+        ({"metric": ["a"]}, 'metric is ["a"], not a text'),
         ({"trimmed": {"accuracy": 0.5, "scores": "0x1"}}, 'trimmed.scores is "0x1", not a list of'),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from smarttrim_cli.cli.app import app
 from smarttrim_cli.cli.console import Console
+from smarttrim_cli.errors import naming
 
 Install = Callable[[str, Callable[..., Any]], None]
 RESULT = {
@@ -158,6 +160,21 @@ def test_output_that_cannot_be_written_is_refused_before_the_work(
     below = run("evaluate", "--output", str(tmp_path / "file" / "x"), code=2).stderr
     assert "file is a file, not a folder" in below
     assert engine.arguments == {}
+
+
+def test_output_is_written_where_stdout_cannot_be(
+    fake_engine: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_engine("evaluate", Recorder(RESULT))
+    file = tmp_path / "result.json"
+
+    def full(*_: Any) -> None:
+        with naming("standard output"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Console, "result", full)
+    assert "the disk is full: standard output" in run("evaluate", "-o", str(file), code=1).stderr
+    assert json.loads(file.read_text(encoding="utf-8")) == RESULT
 
 
 @pytest.mark.parametrize("arguments", [["--quiet", "evaluate"], ["evaluate", "-q"]])

@@ -312,7 +312,7 @@ def test_only_some_methods(tmp_path: Path) -> None:
     [
         ("none", "no such run directory"),
         ("empty", "no results in it"),
-        ("bad.json", "not JSON"),
+        ("bad.json", "not valid JSON"),
         ("other.json", "no scores of a model"),
         ("run", "no results there yet"),
         ("failed.json", "no results there"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import math
@@ -224,6 +225,39 @@ def test_results_are_stored_before_a_baseline_can_fail(
     with pytest.raises(UserError, match="broken"):
         evaluate(str(tmp_path / "run"), baselines=("random",))
     assert summary(str(tmp_path / "run"))["trimmed"]["accuracy"] == report["trimmed"]["accuracy"]
+
+
+@pytest.mark.parametrize("damage", ["[1]", '{"full": {"acc', None])
+def test_a_summary_that_takes_no_results_is_found_before_the_work(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str | None
+) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    file = tmp_path / "run/summary.json"
+    if damage is None:
+        monkeypatch.setattr("os.access", lambda path, mode: Path(path) != file.parent)
+    else:
+        file.write_text(damage, encoding="utf-8")
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=r"summary\.json") as caught:
+        patched.setattr("smarttrim_cli.engine.evaluate.predict", lambda *_: pytest.fail("the model was run"))
+        evaluate(str(file.parent))
+    assert caught.value.exit_code == 2 and caught.value.hint
+    assert evaluate(str(file.parent), max_instances=2)["count"] == 2  # it is not stored
+
+
+def test_results_that_cannot_be_stored_are_returned(
+    evaluated: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, folder = evaluated
+    shutil.copytree(folder / "run", tmp_path / "run")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("smarttrim_cli.engine.runs.write_json", full)
+    reporter = Recorder()
+    assert evaluate(str(tmp_path / "run"), reporter=reporter)["trimmed"] == report["trimmed"]
+    text = f"the results are not stored in {tmp_path / 'run/summary.json'}: No space left on device"
+    assert text in reporter.warnings
 
 
 def test_overrides_of_training_are_said_to_have_no_effect(evaluated: tuple[dict[str, Any], Path]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from smarttrim_cli.engine.breakdown import PARTS as PARTS_OF_WORK
-from smarttrim_cli.engine.profile import _count, profile
+from smarttrim_cli.engine.profile import _count, _measure, profile
 from smarttrim_cli.engine.profile_report import Measured, explanation, for_summary
 from smarttrim_cli.engine.report import SilentReporter
 from smarttrim_cli.engine.runs import Run
@@ -57,6 +57,30 @@ def test_single_instances_of_a_run(trained: Path, tmp_path: Path) -> None:
     assert report["distribution"]["trimmed_latency_ms"]["p50"] == report["trimmed"]["latency_ms"]["p50"]
     assert merged["profile"]["environment"] == report["environment"]
     assert "calibration" in merged
+
+
+def test_a_summary_that_takes_no_results(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found before the work; one that is damaged meanwhile does not cost the results."""
+    run = Run(tmp_path / "run")
+    shutil.copytree(trained, run.path)
+
+    def damage_and_measure(*arguments: Any) -> Any:
+        run.summary_file.write_text("[1]", encoding="utf-8")
+        return _measure(*arguments)
+
+    monkeypatch.setattr("smarttrim_cli.engine.profile._measure", damage_and_measure)
+    reporter = Recorder()
+    report = profile(str(run.path), single_instance=True, num_instances=2, device="cpu", reporter=reporter)
+    assert report["instances"] == 2
+    assert reporter.warnings[-1].startswith(
+        f"the results are not stored in {run.summary_file}: not a summary"
+    )
+    monkeypatch.setattr("smarttrim_cli.engine.profile._measure", lambda *_: pytest.fail("the model was run"))
+    for options in ({"target": str(run.path)}, {"target": "quickstart", "sparsity_from": str(run.path)}):
+        with pytest.raises(UserError, match="not a summary"):
+            profile(**options, single_instance=True, num_instances=2, device="cpu")  # type: ignore[arg-type]
 
 
 def test_batches_of_a_run_do_not_touch_its_summary(trained: Path) -> None:

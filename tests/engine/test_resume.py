@@ -424,7 +424,18 @@ def test_state_with_wrong_content(stopped: Path) -> None:
     assert refused(stopped).where == str(folder / "state.json")
 
 
-@pytest.mark.parametrize("change", [{"step": None}, {"step": -1}, {"sums": []}, {"best_score": "x"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": None},
+        {"step": -1},
+        {"sums": []},
+        {"best_score": "x"},
+        {"sums": {"loss": "x"}},
+        {"counts": {"loss": "x"}},
+        {"counts": {"loss": 0}},
+    ],
+)
 def test_state_with_values_of_another_kind(stopped: Path, change: dict[str, Any]) -> None:
     file = stopped / "run/checkpoints/step-3/state.json"
     state = json.loads(file.read_text(encoding="utf-8"))
@@ -435,6 +446,8 @@ def test_state_with_values_of_another_kind(stopped: Path, change: dict[str, Any]
 def test_lines_of_the_log_that_are_no_records(stopped: Path) -> None:
     with (stopped / "run/metrics.jsonl").open("ab") as file:
         file.write(b'{}\n[]\n3\n{"step": "x"}\n\xff\n')
+        file.write(b'{"step": 99, "eval": {"accuracy": "x"}}\n{"step": 1, "warmup_step": "x"}\n')
+        file.write(b"[" * 100_000)
     finetune(tiny_recipe(stopped, *STEPS), resume="auto")
     assert all("step" in row for row in metrics(stopped / "run"))
 

@@ -278,6 +278,15 @@ def test_scores_without_an_error_or_a_number(tmp_path: Path) -> None:
     assert draw_curves(tmp_path / "c.png", "run", records, "accuracy").exists()
 
 
+def test_curves_of_an_edited_log(tmp_path: Path) -> None:
+    records = [
+        {"step": 1, "loss": 1.0, "grounding": None, "kept/x": 0.5, "kept/a.b.c": 0.5},
+        {"step": 1, "eval": {"accuracy": "x"}},
+        {"step": 2, "eval": {"accuracy": 0.5, "accuracy_se": "x"}},
+    ]
+    assert draw_curves(tmp_path / "c.png", "run", records, "accuracy").exists()
+
+
 @pytest.mark.parametrize(("steps", "marker"), [([4], "o"), ([2, 4], "None")])
 def test_what_was_logged_once_is_a_dot(
     steps: list[int], marker: str, made: list[Canvas], tmp_path: Path

@@ -21,6 +21,7 @@ from smarttrim_cli.engine.figures.canvas import (
     line_height,
 )
 from smarttrim_cli.engine.figures.data import History
+from smarttrim_cli.engine.files import is_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +47,7 @@ def draw_curves(path: Path, title: str, history: History, metric: str) -> Path:
     scores = [
         (r["step"], r["eval"])
         for r in history
-        if isinstance(r.get("eval"), dict) and r["eval"].get(metric) is not None
+        if isinstance(r.get("eval"), dict) and is_number(r["eval"].get(metric))
     ]
     logged = {
         name.removeprefix("kept/") for record in training for name in record if name.startswith("kept/")
@@ -89,13 +90,13 @@ def draw_curves(path: Path, title: str, history: History, metric: str) -> Path:
 
 def group_title(group: str) -> str:
     """``token.vision`` in words."""
-    kind, stream = group.split(".")
+    kind, _, stream = group.partition(".")
     return f"{stream} {_KINDS.get(kind, kind)}"
 
 
 def _group_order(group: str) -> tuple[int, str]:
     """Tokens, then self-attention heads, then cross-attention heads."""
-    kind, stream = group.split(".")
+    kind, _, stream = group.partition(".")
     kinds = list(_KINDS)
     return (kinds.index(kind) if kind in kinds else len(kinds), stream)
 
@@ -118,7 +119,7 @@ def _panel(
 
 
 def _series(records: History, name: str) -> tuple[list[int], list[float]]:
-    points = [(record["step"], record[name]) for record in records if name in record]
+    points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
     return [step for step, _ in points], [value for _, value in points]
 
 
@@ -173,7 +174,8 @@ def _losses(axes: Axes, training: History) -> None:
 def _scores(axes: Axes, scores: list[tuple[int, dict[str, Any]]], metric: str) -> None:
     steps = [step for step, _ in scores]
     values = [score[metric] for _, score in scores]
-    errors = [score.get(f"{metric}_se") or 0.0 for _, score in scores]  # none of a single instance
+    errors = [score.get(f"{metric}_se") for _, score in scores]  # none of a single instance
+    errors = [error if is_number(error) else 0.0 for error in errors]
     low = [value - error for value, error in zip(values, errors, strict=True)]
     high = [value + error for value, error in zip(values, errors, strict=True)]
     axes.fill_between(steps, low, high, color=BLUE, alpha=0.15, linewidth=0)
