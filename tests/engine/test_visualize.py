@@ -278,16 +278,41 @@ def test_scores_without_an_error_or_a_number(tmp_path: Path) -> None:
     assert draw_curves(tmp_path / "c.png", "run", records, "accuracy").exists()
 
 
-@pytest.mark.parametrize(("steps", "marker"), [([4], "o"), ([2, 4], "None")])
-def test_what_was_logged_once_is_a_dot(
-    steps: list[int], marker: str, made: list[Canvas], tmp_path: Path
+@pytest.mark.parametrize(
+    ("steps", "markers", "key"),
+    [([4], ["o", "o", "s"], "dot: kept"), ([2, 4], ["None"] * 3, "solid: kept")],
+)
+def test_what_was_logged_once_is_a_dot_beside_a_square(
+    steps: list[int], markers: list[str], key: str, made: list[Canvas], tmp_path: Path
 ) -> None:
     group = "token.vision"
     records = [{"step": step, "loss": 1.0, f"kept/{group}": 0.5, f"target/{group}": 0.6} for step in steps]
     draw_curves(tmp_path / "c.png", "run", records, "accuracy")
     lines = [line for axes in made[0].figure.axes for line in axes.get_lines()]
-    assert len(lines) == 3
-    assert {str(line.get_marker()) for line in lines} == {marker}
+    assert [str(line.get_marker()) for line in lines] == markers
+    assert any(key in text.get_text() for text in made[0].figure.texts)
+
+
+@pytest.mark.parametrize("steps", [[4], [2, 4]])
+def test_scores_show_their_errors(steps: list[int], made: list[Canvas], tmp_path: Path) -> None:
+    """A band between steps, a bar at a single one."""
+    records = [{"step": step, "eval": {"accuracy": 0.5, "accuracy_se": 0.1}} for step in steps]
+    draw_curves(tmp_path / "c.png", "run", records, "accuracy")
+    (axes,) = made[0].figure.axes
+    (error,) = (each.get_datalim(axes.transData) for each in axes.collections)
+    assert (error.y0, error.y1) == pytest.approx((0.4, 0.6))
+    assert bool(axes.containers) == (len(steps) == 1)
+
+
+@pytest.mark.parametrize(
+    ("term", "note"),
+    [({"cost": 0.1}, "terms unweighted, log scale"), ({"cost": 1.0}, "terms unweighted"), ({}, "")],
+)
+def test_losses_say_that_terms_are_unweighted(
+    term: dict[str, float], note: str, made: list[Canvas], tmp_path: Path
+) -> None:
+    draw_curves(tmp_path / "c.png", "run", [{"step": 1, "loss": 3.0, "task": 1.0, **term}], "accuracy")
+    assert made[0].figure.axes[0].get_ylabel() == note
 
 
 def test_heads_of_many_sizes(tmp_path: Path) -> None:
