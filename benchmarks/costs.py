@@ -11,6 +11,7 @@ step, as the official code does). Where the figure is not for texts as long as i
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -141,6 +142,8 @@ def meter_parts(backbone: nn.Module) -> dict[str, float]:
 
 def main() -> None:
     """Print the tables, write the results."""
+    described = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=described).parse_args()
     profiling.WARMUP, profiling.REPEATS = 0, 1  # latency is not looked at
     rows = paper_rows()
     recipes = {path: load_recipe(ROOT / path) for path in rows}

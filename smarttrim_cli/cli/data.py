@@ -34,7 +34,9 @@ def scenes(
     as_json: AsJson = False,
     output: Output = None,
 ) -> None:
-    """Write synthetic scenes for a task, in the layout of its official data set.
+    """Write synthetic scenes for a task.
+
+    They have the layout of its official data set.
 
     Example: smarttrim data scenes --task nlvr2 --out scenes num_images.train=100
     """

@@ -23,7 +23,10 @@ def export(
     console: Console,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
     arguments: TargetAndOverrides = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace an older model folder; one with other files is refused."),
+    ] = False,
     official: Annotated[
         bool,
         typer.Option("--official", help="Also write the backbone in its official layout, for other code."),

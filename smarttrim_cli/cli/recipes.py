@@ -22,7 +22,10 @@ def _group() -> None:
 
 
 def list_(console: Console, as_json: AsJson = False, output: Output = None) -> None:
-    """List the recipes that come with the package."""
+    """List the recipes that come with the package.
+
+    Example: smarttrim recipes list
+    """
     check_output(output)
     from smarttrim_cli.recipe import recipes_list
 
@@ -40,7 +43,10 @@ def show(
     ] = None,
     resolved: Annotated[bool, typer.Option("--resolved", help="With every default filled in.")] = False,
 ) -> None:
-    """Print a recipe."""
+    """Print a recipe.
+
+    Example: smarttrim recipes show quickstart --resolved
+    """
     from smarttrim_cli.recipe import find_recipe, load_recipe, resolved_yaml
     from smarttrim_cli.recipe.source import read_recipe_text
 
@@ -77,7 +83,10 @@ def validate(
 
 
 def schema(console: Console, output: Output = None) -> None:
-    """Print the JSON schema of recipes, for editors."""
+    """Print the JSON schema of recipes, for editors.
+
+    Example: smarttrim recipes schema --output recipe.schema.json
+    """
     check_output(output)
     from smarttrim_cli.recipe import recipe_schema
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from smarttrim_cli.engine.artifact import Bundle, parameter_count
+import smarttrim_cli
+from smarttrim_cli.engine.artifact import TRIMMERS, WEIGHTS, Bundle, parameter_count
 from smarttrim_cli.engine.runs import Run
 
 _CALLS = {
@@ -18,6 +20,11 @@ _CALLS = {
 _CALL = 'predict("image.png", "...")'
 
 
+def call_of(form: str) -> str:
+    """How a model of a form is asked, as Python."""
+    return _CALLS.get(form, _CALL)
+
+
 def model_card(name: str, bundle: Bundle, run: Run, official: str | None = None) -> str:
     """Markdown text. Numbers that were not measured are absent, never guessed.
 
@@ -27,48 +34,65 @@ def model_card(name: str, bundle: Bundle, run: Run, official: str | None = None)
         run: Where it was trained.
         official: Name of the file with the backbone in its official layout, if there is one.
     """
-    config, summary = bundle.config, run.summary()
+    config, trimmed = bundle.config, bool(bundle.model.sites)
+    parts = {"backbone": bundle.model.backbone, **({"trimmers": bundle.model.trimmers} if trimmed else {})}
+    parameters = (f"{parameter_count(part):,} {title}" for title, part in parts.items())
+    how = "trimmed with SmartTrim" if trimmed else "fine-tuned and not trimmed"
     lines = [
         f"# {name}",
         "",
-        f"A {config['backbone']['name'].upper()} model for {config['task']['name']}, trimmed with SmartTrim.",
+        f"A {config['backbone']['name'].upper()} model for {config['task']['name']}, {how}.",
+        "",
+        f"It needs {_needed(config)}.",
         "",
         "```python",
         "import smarttrim_cli",
         f'model = smarttrim_cli.load("{name}")',
-        f"print(model.{_CALLS.get(config['form']['name'], _CALL)}.answer)",
+        f"print(model.{call_of(config['form']['name'])}.answer)",
         "```",
         "",
-        f"- Parameters: {parameter_count(bundle.model.backbone):,} backbone, "
-        f"{parameter_count(bundle.model.trimmers):,} trimmers",
+        f"- Parameters: {', '.join(parameters)}",
         f"- Trimmed: {', '.join(bundle.model.groups) or 'nothing'}",
-        f"- Decision threshold: {float(bundle.model.threshold):+.4f}",
-        "- Weights: `model.safetensors` under the host's own names, `trimmers.safetensors` what was added",
-        *_official(official),
+        *([f"- Decision threshold: {float(bundle.model.threshold):+.4f}"] if trimmed else []),
+        f"- Weights: `{WEIGHTS}` under the host's own names"
+        + (f", `{TRIMMERS}` what was added" if trimmed else ""),
+        *_official(official, trimmed),
         "- How it was trained: `recipe.yaml`",
         "",
         "## Measured",
         "",
-        *_measured(summary),
+        *_measured(run.summary(), trimmed),
         "",
     ]
     return "\n".join(lines)
 
 
-def _official(file: str | None) -> list[str]:
+def _needed(config: Mapping[str, Any]) -> str:
+    """What has to be installed: the package, and modules of plug-ins outside it."""
+    data, trimmers = config["task"].get("data"), config["trimmers"]
+    sections = (config["backbone"], config["task"], data, trimmers.get("token"), trimmers.get("head"))
+    names = [str(section.get("name", "")) for section in sections if isinstance(section, Mapping)]
+    outside = [name.split(":")[0] for name in names if "." in name or ":" in name]
+    modules = "".join(f", and the module `{module}` of its own" for module in dict.fromkeys(outside))
+    return (
+        f"the package smarttrim-cli {smarttrim_cli.__version__} (`pip install .` in its repository){modules}"
+    )
+
+
+def _official(file: str | None, trimmed: bool) -> list[str]:
     if file is None:
         return []
-    return [
-        f"- For the official code: `{file}`, the same weights of the backbone under the official names. "
-        "It runs untrimmed there: that file holds no trimmers, they are in `trimmers.safetensors`"
-    ]
+    line = f"- For the official code: `{file}`, the same weights of the backbone under the official names"
+    if trimmed:
+        line += f". It runs untrimmed there: that file holds no trimmers, they are in `{TRIMMERS}`"
+    return [line]
 
 
-def _measured(summary: dict[str, Any]) -> list[str]:
-    full, trimmed = summary.get("full") or {}, summary.get("trimmed") or {}
-    if not trimmed and not full:
+def _measured(summary: dict[str, Any], trimmed: bool) -> list[str]:
+    sides = {name: summary.get(name) or {} for name in (("full", "trimmed") if trimmed else ("full",))}
+    if not any(sides.values()):
         return ["Nothing yet: run `smarttrim evaluate` and `smarttrim profile` before exporting."]
-    rows = ["| quantity | full | trimmed |", "|---|---|---|"]
+    rows = [f"| quantity | {' | '.join(sides)} |", "|---" * (1 + len(sides)) + "|"]
     metric = summary.get("metric") or "accuracy"
     quantities = {
         metric: metric.replace("_", " "),
@@ -76,19 +100,26 @@ def _measured(summary: dict[str, Any]) -> list[str]:
         "gmacs_as_published": "GMACs per instance, counted as published",
     }
     for key, label in quantities.items():
-        if key in full or key in trimmed:
-            rows.append(f"| {label} | {_number(full.get(key))} | {_number(trimmed.get(key))} |")
-    latency = [_median(side.get("latency_ms")) for side in (full, trimmed)]
-    if any(value is not None for value in latency):
-        where = (summary.get("profile") or {}).get("environment") or {}
-        device = f"{where.get('device', '?')}, {where.get('threads', '?')} threads"
-        rows.append(f"| latency p50, ms ({device}) | {_number(latency[0])} | {_number(latency[1])} |")
+        rows += _row(label, [side.get(key) for side in sides.values()])
+    profile = summary.get("profile") or {}
+    where, batch = profile.get("environment") or {}, profile.get("batch_size", 1)
+    device = f"{where.get('device', '?')}, {where.get('threads', '?')} threads"
+    label = "latency p50, ms" if batch == 1 else f"latency p50 of a batch of {batch}, ms"
+    latency = _row(f"{label} ({device})", [_median(side.get("latency_ms")) for side in sides.values()])
     if "split" in summary:
-        rows += [
-            "",
-            f"Split `{summary['split']}`, {summary.get('count')} instances, tokens and heads really removed.",
-        ]
-    return rows
+        rest = f" (latency: {profile.get('instances')})" if latency else ""
+        said = f"Split `{summary['split']}`, {summary.get('count')} instances{rest}"
+    else:
+        said = f"{profile.get('instances')} instances"
+    removed = ", tokens and heads really removed" if trimmed else ""
+    return [*rows, *latency, "", f"{said}{removed}."]
+
+
+def _row(label: str, values: Sequence[float | None]) -> list[str]:
+    """A line of the table; none where nothing was measured."""
+    if all(value is None for value in values):
+        return []
+    return [f"| {label} | {' | '.join(map(_number, values))} |"]
 
 
 def _median(latency: Any) -> float | None:

@@ -22,7 +22,7 @@ from smarttrim_cli.engine.artifact import (
     save_model,
 )
 from smarttrim_cli.engine.build import section_of
-from smarttrim_cli.engine.card import model_card
+from smarttrim_cli.engine.card import call_of, model_card
 from smarttrim_cli.engine.files import check_writable, new_folder, write_text
 from smarttrim_cli.engine.inference import batches
 from smarttrim_cli.engine.report import Reporter, SilentReporter
@@ -94,7 +94,7 @@ def export(
         "parameters": parameter_count(bundle.model),
         "compared": compared,
         "largest_difference": difference,
-        "load": f'smarttrim_cli.load("{out}").predict(image, text)',
+        "load": f'smarttrim_cli.load("{out}").{call_of(bundle.config["form"]["name"])}',
     }
     if file is not None:
         reporter.message(f"{file} read back: every weight of the backbone is the same bit for bit")

@@ -58,7 +58,7 @@ def draw(
 def _panel(
     group: dict[str, Any], published: Sequence[dict[str, Any]], relative: bool, latency: bool
 ) -> Panel:
-    """Rows of a group; latency panels are empty unless two rows have one."""
+    """Rows of a group; latency panels are empty unless two models have one, of which the full is one."""
     place = _relative if relative else _absolute
     unit = 1e3 if not relative and not latency and _largest(group) < _SMALL_GMACS else 1.0
     points = [point for row in group["rows"] if (point := place(row, latency, unit))]
@@ -68,7 +68,8 @@ def _panel(
     cost = "ms per instance" if latency else f"{'MMACs' if unit > 1 else 'GMACs'} per instance"
     if relative:
         cost = "times less latency" if latency else "times fewer MACs"
-    if latency and len(points) < 2:
+    places = {(point.cost, point.score) for point in points} | ({full} if full else set())
+    if latency and len(places) < 2:
         points = []
     words = [group["task"], group["data"], group["split"]]
     return Panel(

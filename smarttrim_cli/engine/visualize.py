@@ -195,6 +195,8 @@ class _Split:
     def _instances(self, seen: Sequence[Seen], named: Sequence[int], number: int) -> None:
         shown = choose(seen, number)
         how = "Instances are taken evenly over the question types, correctly answered ones first."
+        if all(one.record["score"] is None for one in seen):
+            how = "Instances are the first of the split."
         if named:
             shown = self._survey(list(dict.fromkeys(named)), "named instances")
             how = "Instances are those asked for."
@@ -203,11 +205,11 @@ class _Split:
             for number, instance in enumerate(self._pictures(one)):
                 image = f"_image{number + 1}" if number else ""
                 path = self.album.folder / f"trimming_{_distinct(one.record['id'])}{image}.png"
-                answer = f"answered “{instance.trimmed.text}”, full model “{instance.full.text}”"
-                caption = f"{instance.question} — {answer}; {format_reduction(instance.reduction)}."
-                self.album.add(draw_trimming(path, instance), "Layer by layer", caption)
+                self.album.add(draw_trimming(path, instance), "Layer by layer", _caption(instance))
 
     def _two_questions(self, named: Sequence[int]) -> None:
+        if not any(sample.text for sample in self.dataset.samples):
+            return  # retrieval, captioning
         groups = questions_by_image(self.dataset.samples)
         wanted = [image_key(self.dataset.samples[index]) for index in named]
         images = [image for image in dict.fromkeys(wanted) if image in groups]
@@ -250,6 +252,15 @@ def _curves(album: Album, run: Run, metric: str, reporter: Reporter) -> None:
     album.add(
         path, "Training", "Losses, score on the evaluation split, and kept fractions beside their targets."
     )
+
+
+def _caption(instance: Instance) -> str:
+    """Question, answers and cost; in retrieval there is no question, and no answer before the split's end."""
+    question = f"{instance.question} — " if instance.question else ""
+    answers = f"answered “{instance.trimmed.text}”, full model “{instance.full.text}”; "
+    if not (instance.trimmed.text or instance.full.text):
+        answers = f"{instance.name}; "
+    return f"{question}{answers}{format_reduction(instance.reduction)}."
 
 
 def _own_image(

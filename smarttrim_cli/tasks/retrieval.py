@@ -218,7 +218,7 @@ class RetrievalTask(DataTask):
         return [
             {
                 "id": block.id,
-                "type": "block",
+                "type": "all",
                 "question": "",
                 "prediction": "",
                 "reference": None,

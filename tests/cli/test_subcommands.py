@@ -262,3 +262,13 @@ def test_data_scenes_refuses_an_unknown_task(tmp_path: Path) -> None:
     result = run("data", "scenes", "--task", "ocr", "--out", str(tmp_path / "s"), code=2)
     assert "no scenes for task ocr" in result.stderr
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["recipes list", "recipes show", "recipes validate", "recipes schema", "data scenes"]
+)
+def test_help_has_an_example(command: str) -> None:
+    result = run(*command.split(), "--help")
+    assert f"Example: smarttrim {command}" in result.stdout
+    above = run(command.split()[0], "--help").stdout.split("Commands:")[1]
+    assert not any(line.endswith("...") for line in above.splitlines())

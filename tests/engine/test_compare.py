@@ -363,6 +363,18 @@ def test_the_full_model_counts_on_relative_axes(tmp_path: Path) -> None:
     assert _panel(group, [], True, True).full is None  # nothing was timed
 
 
+def test_latency_of_a_single_run_is_beside_that_of_its_full_model(tmp_path: Path) -> None:
+    timed = result("ours", 1, "1101")
+    for name, ms in (("full", 8.0), ("trimmed", 5.0)):
+        timed[name]["latency_ms"] = {"p50": ms}
+    group = compare([write(tmp_path / "one", timed)])["groups"][0]
+    panel = _panel(group, [], False, True)
+    assert [point.cost for point in panel.points] == [5.0] and panel.full == (8.0, 1.0)
+    del timed["trimmed"], timed["speedup"]  # its full model is itself
+    group = compare([write(tmp_path / "whole", timed)])["groups"][0]
+    assert not _panel(group, [], False, True).points
+
+
 def test_the_full_model_is_a_run_of_its_own_if_there_is_one(tmp_path: Path) -> None:
     """The best without trimming, but no student; else the mean of the runs, not of the rows."""
     trimmed = [result("ours", seed, "1101", full="1111") for seed in (1, 2, 3)]

@@ -18,9 +18,11 @@ from PIL import Image
 import smarttrim_cli
 from smarttrim_cli import registry
 from smarttrim_cli.engine.artifact import build_backbone, load_into, load_model, load_trimmers, read_tensors
+from smarttrim_cli.engine.card import _needed, call_of
 from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.export import export
 from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.engine.profile import profile
 from smarttrim_cli.engine.summary import summary
 from smarttrim_cli.errors import CheckFailed, SmartTrimError, UserError
 from smarttrim_cli.pruning.model import TrimmedModel
@@ -192,12 +194,45 @@ def test_model_card_has_measured_numbers_only(exported: Path, trained: Path, tmp
     assert "latency" not in card  # it was not profiled
     trimmed = next(line for line in card.splitlines() if line.startswith("- Trimmed: "))
     assert "token.vision" in trimmed and "decoder" not in trimmed  # which METER has not
-    assert f"Split `test`, {summary['count']} instances" in card
+    assert f"Split `test`, {summary['count']} instances, tokens and heads really removed." in card
+    assert "(`pip install smarttrim-cli`)." in card and "`trimmers.safetensors`" in card
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run/summary.json").unlink()
     export(str(tmp_path / "run"), out=tmp_path / "out")
     measured = (tmp_path / "out/README.md").read_text(encoding="utf-8").split("## Measured")[1]
     assert "Nothing yet" in measured and not re.search(r"\d", measured)
+
+
+def test_model_card_of_what_is_not_trimmed(tmp_path: Path) -> None:
+    finetune(tiny_recipe(tmp_path, "train.max_steps=1", "pruning=null"))
+    evaluate(str(tmp_path / "run"))
+    profile(str(tmp_path / "run"), single_instance=True, num_instances=2)
+    result = export(str(tmp_path / "run"), out=tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert "vqa, fine-tuned and not trimmed." in card and "| quantity | full |\n|---|---|" in card
+    assert not any(word in card for word in ("rimmers", "not measured", "removed", "threshold"))
+    count = json.loads((tmp_path / "run/summary.json").read_text(encoding="utf-8"))["count"]
+    assert f"Split `test`, {count} instances (latency: 2)." in card
+    assert result["load"].endswith('.predict("image.png", "what color is the circle?")')
+
+
+def test_model_card_names_modules_outside_the_package() -> None:
+    task = {"name": "mine.task:Task", "data": {"name": "mine.reader"}}
+    config = {
+        "backbone": {"name": "meter"},
+        "task": task,
+        "trimmers": {"token": None, "head": {"name": "a.b"}},
+    }
+    assert re.findall("the module `(.*?)`", _needed(config)) == ["mine.task", "mine.reader", "a.b"]
+    assert "module" not in _needed({**config, "task": {"name": "vqa"}, "trimmers": {}})
+
+
+@pytest.mark.parametrize(
+    ("form", "call"),
+    [("captioning", 'predict("image.png")'), ("nlvr2", 'predict(["left.png", "right.png"], ')],
+)
+def test_a_model_is_called_as_its_form_wants(form: str, call: str) -> None:
+    assert call_of(form).startswith(call)
 
 
 def test_trimmers_alone_attach_to_a_host_loaded_by_other_means(exported: Path) -> None:

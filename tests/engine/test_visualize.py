@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -29,6 +30,7 @@ from smarttrim_cli.engine.figures.collect import (
 from smarttrim_cli.engine.figures.curves import draw_curves
 from smarttrim_cli.engine.figures.data import Answer, Instance, LayerMask, format_macs, format_reduction
 from smarttrim_cli.engine.figures.heads import HeadTable, draw_heads
+from smarttrim_cli.engine.figures.histogram import draw_histogram
 from smarttrim_cli.engine.figures.page import Album
 from smarttrim_cli.engine.figures.trimming import draw_trimming, fade, merged
 from smarttrim_cli.engine.runs import Run
@@ -253,6 +255,26 @@ def test_trimming_has_a_panel_per_layer(layers: int, rows: int, made: list[Canva
         assert 500 < picture.height < 2000
 
 
+def _words_drawn(canvas: Canvas) -> str:
+    return " ".join(text.get_text() for text in canvas.figure.texts)
+
+
+def test_what_was_cut_off_has_a_mark(made: list[Canvas], tmp_path: Path) -> None:
+    for cut in (True, False):
+        draw_trimming(tmp_path / "t.png", replace(_instance(4), cut=cut))
+        assert ("$5_{x} … ?" in _words_drawn(made[-1])) == cut
+
+
+def test_an_empty_answer_is_said_and_none_is_left_out(made: list[Canvas], tmp_path: Path) -> None:
+    """A caption may be empty; a block of retrieval has no answer at all."""
+    draw_trimming(tmp_path / "t.png", replace(_instance(4), trimmed=Answer("", 0.0)))
+    assert "trimmed (nothing) ✗ full no" in _words_drawn(made[-1])
+    nothing = replace(_instance(4), trimmed=Answer(""), full=Answer(""), reference=None, texts=3)
+    draw_trimming(tmp_path / "t.png", nothing)
+    drawn = _words_drawn(made[-1])
+    assert "trimmed" not in drawn and "image with 3 texts, the first shown" in drawn
+
+
 def test_struck_words_have_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     struck: list[str] = []
     spans = Canvas.spans
@@ -287,21 +309,58 @@ def test_curves_of_an_edited_log(tmp_path: Path) -> None:
     assert draw_curves(tmp_path / "c.png", "run", records, "accuracy").exists()
 
 
-@pytest.mark.parametrize(("steps", "marker"), [([4], "o"), ([2, 4], "None")])
-def test_what_was_logged_once_is_a_dot(
-    steps: list[int], marker: str, made: list[Canvas], tmp_path: Path
+@pytest.mark.parametrize(
+    ("steps", "markers", "key"),
+    [([4], ["o", "o", "s"], "dot: kept"), ([2, 4], ["None"] * 3, "solid: kept")],
+)
+def test_what_was_logged_once_is_a_dot_beside_a_square(
+    steps: list[int], markers: list[str], key: str, made: list[Canvas], tmp_path: Path
 ) -> None:
     group = "token.vision"
     records = [{"step": step, "loss": 1.0, f"kept/{group}": 0.5, f"target/{group}": 0.6} for step in steps]
     draw_curves(tmp_path / "c.png", "run", records, "accuracy")
     lines = [line for axes in made[0].figure.axes for line in axes.get_lines()]
-    assert len(lines) == 3
-    assert {str(line.get_marker()) for line in lines} == {marker}
+    assert [str(line.get_marker()) for line in lines] == markers
+    assert any(key in text.get_text() for text in made[0].figure.texts)
+
+
+@pytest.mark.parametrize("steps", [[4], [2, 4]])
+def test_scores_show_their_errors(steps: list[int], made: list[Canvas], tmp_path: Path) -> None:
+    """A band between steps, a bar at a single one."""
+    records = [{"step": step, "eval": {"accuracy": 0.5, "accuracy_se": 0.1}} for step in steps]
+    draw_curves(tmp_path / "c.png", "run", records, "accuracy")
+    (axes,) = made[0].figure.axes
+    (error,) = (each.get_datalim(axes.transData) for each in axes.collections)
+    assert (error.y0, error.y1) == pytest.approx((0.4, 0.6))
+    assert bool(axes.containers) == (len(steps) == 1)
+
+
+@pytest.mark.parametrize(
+    ("term", "note"),
+    [({"cost": 0.1}, "terms unweighted, log scale"), ({"cost": 1.0}, "terms unweighted"), ({}, "")],
+)
+def test_losses_say_that_terms_are_unweighted(
+    term: dict[str, float], note: str, made: list[Canvas], tmp_path: Path
+) -> None:
+    draw_curves(tmp_path / "c.png", "run", [{"step": 1, "loss": 3.0, "task": 1.0, **term}], "accuracy")
+    assert made[0].figure.axes[0].get_ylabel() == note
 
 
 def test_heads_of_many_sizes(tmp_path: Path) -> None:
     tables = [HeadTable("a", ["cross 1"], np.ones((1, 24))), HeadTable("b", ["vision 1"], np.zeros((1, 2)))]
     assert Image.open(draw_heads(tmp_path / "h.png", tables, 3)).width == 1728
+
+
+@pytest.mark.parametrize(
+    ("reductions", "labels"),
+    [((1.9, 2.4), ["1.9×", "2.0×", "2.1×", "2.2×", "2.3×", "2.4×"]), ((1.0, 3.99), ["1.0×", "1.5×"])],
+)
+def test_ticks_have_the_same_number_of_digits(
+    reductions: tuple[float, ...], labels: list[str], made: list[Canvas], tmp_path: Path
+) -> None:
+    draw_histogram(tmp_path / "h.png", reductions, 2.0, _instance(1), _instance(1))
+    shown = [label.get_text() for label in made[0].figure.axes[-1].get_xticklabels()]
+    assert set(labels) <= set(shown) and len({len(text) for text in shown}) == 1
 
 
 def test_style_leaves_the_callers_settings_alone() -> None:
@@ -355,6 +414,19 @@ def test_named_instances(make_run: Callable[..., Run], tmp_path: Path) -> None:
     assert [name for name in names if name.startswith("trimming_")] == [
         f"trimming_{ids[3]}.png", f"trimming_{ids[0]}.png"
     ]  # fmt: skip
+
+
+def test_retrieval_has_texts_and_no_answers(
+    make_run: Callable[..., Run], made: list[Canvas], tmp_path: Path
+) -> None:
+    text = RECIPE.replace("name: vqa\n  min_answer_count: 1", "name: retrieval").replace("test: 4", "test: 2")
+    run = make_run(text, metrics=False)
+    pictures = visualize(str(run.path), num_instances=1)
+    trimming, histogram = _words_drawn(made[0]), _words_drawn(made[1])
+    assert "image with 10 texts, the first shown" in trimming
+    assert not any(word in text for word in ("question type", "trimmed ") for text in (trimming, histogram))
+    page = pictures[-1].read_text(encoding="utf-8")
+    assert not any(word in page for word in ("answered", "two different questions"))
 
 
 def test_instances_never_share_a_picture() -> None:
@@ -425,6 +497,16 @@ def test_an_instance_shows_the_decisions_of_masked_mode(make_run: Callable[..., 
         assert layer.keep.tolist() == keep[f"text.{index}.token"][0, 1:].tolist()
     assert 0 < shown.patches[0].share < 1
     assert 0 < shown.word_layers[0].share < 1
+
+
+def test_a_text_that_the_model_reads_in_part(make_run: Callable[..., Run]) -> None:
+    bundle = load_model(make_run().model)
+    image = Image.new("RGB", (48, 48))
+    text = "is there a red circle?"
+    for length, cut in ((8, False), (7, True)):
+        bundle.processor = replace(bundle.processor, max_text_length=length)
+        shown = picture_of_question(bundle, image, text, "x")
+        assert shown.cut == cut and len(shown.words) == length - 1
 
 
 def test_the_view_is_what_the_model_sees(make_run: Callable[..., Run]) -> None:

@@ -159,6 +159,7 @@ def pictures_of(bundle: Bundle, dataset: Any, seen: Seen, boxes: Mapping[Any, An
             batch.inputs,
             forward.decisions,
             number,
+            text=_text_of(dataset, sample, record),
             name=f"instance {seen.index}" + (f", image {number + 1}" if several else ""),
             question=record["question"],
             kind="" if record["type"] == "all" else record["type"],
@@ -185,6 +186,7 @@ def picture_of_question(bundle: Bundle, image: Image.Image, question: str, name:
         inputs,
         forward.decisions,
         0,
+        text=question,
         name=name,
         question=question,
         kind="",
@@ -233,12 +235,13 @@ def _instance(
     inputs: Mapping[str, Tensor],
     decisions: Decisions,
     number: int,
+    text: str,
     **rest: Any,
 ) -> Instance:
-    """What is shown of the ``number``-th image of the only instance of a batch."""
+    """What is shown of the ``number``-th image of the only instance of a batch; ``text`` is its first."""
     architecture = bundle.model.architecture
     keep = {name: mask[min(number, len(mask) - 1)].cpu().numpy() for name, mask in decisions.keep.items()}
-    valid, ids = _text(inputs, decisions)
+    valid, ids, texts = _text(inputs, decisions)
     patches = keep[Site("vision", 0, TOKEN).name][1:]
     side = math.isqrt(len(patches))
     if side * side != len(patches) or not image_tokens_alone(bundle.model.backbone):
@@ -262,17 +265,32 @@ def _instance(
         word_layers=masks("text", lambda mask: mask[valid][1:]) if len(ids) else [],
         macs=float(macs_B[0]),
         full_macs=float(full_B[0]),
+        texts=texts,
+        cut=len(ids) > 0 and _tokens(bundle, text) > 1 + len(ids),
         **rest,
     )
 
 
-def _text(inputs: Mapping[str, Tensor], decisions: Decisions) -> tuple[Mask, Any]:
-    """Mask of the real tokens of the (first) text, and their ids without the CLS; empty without a text."""
+def _text(inputs: Mapping[str, Tensor], decisions: Decisions) -> tuple[Mask, Any, int]:
+    """Mask of the real tokens of the (first) text, their ids without the CLS, and the number of texts."""
     if "text" not in decisions.valid:
-        return np.zeros(0, dtype=bool), np.zeros(0, dtype=int)
+        return np.zeros(0, dtype=bool), np.zeros(0, dtype=int), 0
     valid = decisions.valid["text"][0].cpu().numpy()
     ids = inputs["input_ids"][0]
-    return valid, (ids[0] if ids.dim() == 2 else ids).cpu().numpy()[valid][1:]
+    ids_KL = ids if ids.dim() == 2 else ids[None]
+    return valid, ids_KL[0].cpu().numpy()[valid][1:], len(ids_KL)
+
+
+def _text_of(dataset: Any, sample: Any, record: Record) -> str:
+    """The text of a sample; of a block of texts, which retrieval has, the first."""
+    gallery = getattr(dataset, "gallery", None)
+    return str(record["question"] if gallery is None else gallery.texts[sample.texts[0]])
+
+
+def _tokens(bundle: Bundle, text: str) -> int:
+    """How many tokens a text has as a whole, with the special ones."""
+    clean = getattr(bundle.task, "clean", str)
+    return len(bundle.processor.tokenizer(clean(text), truncation=False, verbose=False)["input_ids"])
 
 
 def model_view(pixels_3HW: Tensor, preprocess: Preprocess) -> Pixels:

@@ -64,20 +64,14 @@ def draw_curves(path: Path, title: str, history: History, metric: str) -> Path:
         width = half if scores else canvas.right - MARGIN
         _losses(_panel(canvas, MARGIN, y, width, 2.1, ("Losses", ""), last), training)
     if scores:
-        words = (f"Evaluation {metric}", "± one standard error")
+        known = any(score.get(f"{metric}_se") for _, score in scores)
+        words = (f"Evaluation {metric}", "± one standard error" if known else "")
         _scores(_panel(canvas, MARGIN + half + _GAP, y, half, 2.1, words, last), scores, metric)
     y += line_height(11) + 2.1 + 0.85
     if groups:
         width = (canvas.right - MARGIN - (_COLUMNS - 1) * _GAP) / _COLUMNS
         canvas.text(MARGIN, y, "Kept fraction", 13, INK, "bold")
-        canvas.text(
-            canvas.right,
-            y,
-            "solid: kept in training    dashed: target of the curriculum",
-            9,
-            MUTED,
-            align="right",
-        )
+        canvas.text(canvas.right, y, _kept_key(training, groups), 9, MUTED, align="right")
         y += line_height(13) + 0.12
         step = line_height(11) + _HEIGHT + 0.7
         for index, group in enumerate(groups):
@@ -92,6 +86,13 @@ def group_title(group: str) -> str:
     """``token.vision`` in words."""
     kind, _, stream = group.partition(".")
     return f"{stream} {_KINDS.get(kind, kind)}"
+
+
+def _kept_key(training: History, groups: list[str]) -> str:
+    """How kept fractions and targets are told apart; a single step has markers in place of lines."""
+    once = all(len(_series(training, f"kept/{group}")[0]) == 1 for group in groups)
+    kept, target = ("dot", "square") if once else ("solid", "dashed")
+    return f"{kept}: kept in training    {target}: target of the curriculum"
 
 
 def _group_order(group: str) -> tuple[int, str]:
@@ -142,9 +143,14 @@ def _loss_colors(training: History) -> dict[str, str]:
 
 
 def _losses(axes: Axes, training: History) -> None:
-    """Every loss term that is ever positive; on a logarithmic axis if their sizes differ much."""
+    """Every loss term that is ever positive; on a logarithmic axis if their sizes differ much.
+
+    Terms are logged as they are, and the loss is their weighted sum.
+    """
     drawn: list[float] = []
-    for name, color in _loss_colors(training).items():
+    colors = _loss_colors(training)
+    notes = ["terms unweighted"] if set(colors) - {"loss", "task"} else []
+    for name, color in colors.items():
         steps, values = _series(training, name)
         positive = [value for value in values if value > 0]
         if positive:
@@ -154,9 +160,10 @@ def _losses(axes: Axes, training: History) -> None:
             drawn += positive
     if max(drawn, default=1.0) > _LOG_ABOVE * min(drawn, default=1.0):
         axes.set_yscale("log")
-        axes.set_ylabel("log scale")
+        notes.append("log scale")
     else:
         axes.set_ylim(bottom=0)
+    axes.set_ylabel(", ".join(notes))
     axes.legend(
         loc="lower right",
         bbox_to_anchor=(1, 1.02),
@@ -178,15 +185,18 @@ def _scores(axes: Axes, scores: list[tuple[int, dict[str, Any]]], metric: str) -
     errors = [error if is_number(error) else 0.0 for error in errors]
     low = [value - error for value, error in zip(values, errors, strict=True)]
     high = [value + error for value, error in zip(values, errors, strict=True)]
-    axes.fill_between(steps, low, high, color=BLUE, alpha=0.15, linewidth=0)
-    axes.plot(steps, values, color=BLUE, linewidth=1.8, marker=_marker(steps), markersize=4)
+    if len(steps) == 1:  # a band has no width there
+        axes.errorbar(steps, values, yerr=errors, color=BLUE, marker="o", markersize=4, capsize=4)
+    else:
+        axes.fill_between(steps, low, high, color=BLUE, alpha=0.15, linewidth=0)
+        axes.plot(steps, values, color=BLUE, linewidth=1.8, marker=_marker(steps), markersize=4)
     axes.set_ylim(min(0.0, *low), max(1.0, *high) * 1.12)
     if max(high) <= 1.0:
         axes.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     axes.annotate(
         f"{values[-1]:.3f}",
         (steps[-1], values[-1]),
-        xytext=(4, 9),
+        xytext=(4, 9) if len(steps) > 1 else (-8, 4),
         textcoords="offset points",
         ha="right",
         color=BLUE,
@@ -199,7 +209,9 @@ def _kept(axes: Axes, training: History, group: str) -> None:
     steps, kept = _series(training, f"kept/{group}")
     axes.plot(steps, kept, color=GREEN, linewidth=1.8, marker=_dot(kept))
     steps, targets = _series(training, f"target/{group}")
-    dashes = (0, (4, 3))
-    axes.plot(steps, targets, color=VERMILION, linewidth=1.6, linestyle=dashes, marker=_dot(targets))
+    look: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 1.6}
+    if len(targets) == 1:  # hollow, so that a dot inside is seen
+        look = {"linestyle": "none", "marker": "s", "markersize": 9, "fillstyle": "none", "clip_on": False}
+    axes.plot(steps, targets, color=VERMILION, **look)
     axes.set_ylim(0, 1.05)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])

@@ -72,11 +72,14 @@ class Instance:
         image: The original image.
         view: What the model sees of it: square, resized or cropped.
         patches: Layers of the vision stream.
-        words: Tokens of the question.
+        words: Tokens of the question; of several texts those of the first.
         word_layers: Layers of the text stream.
         reference: The right answer, if known.
         macs: MACs of this instance, trimmed.
         full_macs: MACs of this instance in the full model.
+        boxes: Objects that the question is about.
+        texts: How many texts the image was read with.
+        cut: Whether the text goes on behind ``words``, where the model does not read it.
     """
 
     name: str
@@ -93,6 +96,8 @@ class Instance:
     macs: float
     full_macs: float
     boxes: tuple[Box, ...] = ()
+    texts: int = 1
+    cut: bool = False
 
     @property
     def reduction(self) -> float:

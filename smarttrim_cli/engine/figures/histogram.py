@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from smarttrim_cli.engine.figures.canvas import (
     BLUE,
@@ -71,7 +72,7 @@ def _bars(axes: Axes, reductions: Sequence[float], overall: float, cheapest: flo
     axes.set_xlabel("full MACs / trimmed MACs of the instance", labelpad=8)
     axes.set_ylabel("instances", labelpad=8)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.4g}×")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
     axes.tick_params(length=0)
     axes.axvline(
         overall, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=f"all together {overall:.2f}×"
@@ -90,6 +91,8 @@ def _bars(axes: Axes, reductions: Sequence[float], overall: float, cheapest: flo
             transform=axes.get_xaxis_transform(),
             zorder=5,
         )
+    digits = _digits(axes.get_xticks())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.{digits}f}×")
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
@@ -99,6 +102,11 @@ def _bars(axes: Axes, reductions: Sequence[float], overall: float, cheapest: flo
         borderaxespad=0.2,
         handletextpad=0.5,
     )
+
+
+def _digits(ticks: npt.NDArray[np.float64]) -> int:
+    """How many digits behind the point write all ticks as they are."""
+    return next((count for count in range(4) if np.allclose(np.round(ticks, count), ticks, atol=1e-6)), 4)
 
 
 def _card(
@@ -121,5 +129,8 @@ def _card(
     )
     below = canvas.paragraph(left, below, f"{format_macs(instance.macs)} MACs", rest, 9, MUTED)
     canvas.paragraph(left, below, f"full {format_macs(instance.full_macs)}", rest, 9, MUTED)
-    y = canvas.paragraph(x, y + _SIDE + 0.1, instance.question, width, 11, INK, "bold")
-    return canvas.spans(x, y, answer_spans(instance), width, 9.5)
+    y += _SIDE + 0.1
+    if instance.question:
+        y = canvas.paragraph(x, y, instance.question, width, 11, INK, "bold")
+    answers = answer_spans(instance)
+    return canvas.spans(x, y, answers, width, 9.5) if answers else y

@@ -75,7 +75,10 @@ def draw_questions(path: Path, instances: Sequence[Instance]) -> Path:
 
 
 def answer_spans(instance: Instance) -> list[Span]:
-    """The answers of trimmed and full model and the reference; right and wrong differ by sign and colour."""
+    """The answers of trimmed and full model and the reference; right and wrong differ by sign and colour.
+
+    Nothing where there are none: in retrieval only a whole split has a result.
+    """
 
     def marked(label: str, answer: Answer) -> list[Span]:
         if answer.score is None:
@@ -85,6 +88,8 @@ def answer_spans(instance: Instance) -> list[Span]:
         last = replace(last, gap=0.3, tied=True)
         return [Span(label, MUTED, tied=True), *words, last, Span(sign, color, "bold", gap=2.2)]
 
+    if not (instance.trimmed.text or instance.full.text or instance.reference):
+        return []
     spans = [*marked("trimmed", instance.trimmed), *marked("full", instance.full)]
     if instance.reference is not None:
         spans += [Span("reference", MUTED, tied=True), *_words_of(instance.reference)]
@@ -93,7 +98,7 @@ def answer_spans(instance: Instance) -> list[Span]:
 
 def _words_of(text: str) -> list[Span]:
     """An answer word by word, so that long ones wrap between words."""
-    *words, last = text.split() or [""]
+    *words, last = text.split() or ["(nothing)"]
     return [*(Span(word, INK, "bold") for word in words), Span(last, INK, "bold", gap=2.2)]
 
 
@@ -126,9 +131,11 @@ def _headline(canvas: Canvas, y: float, instance: Instance, size: float) -> floa
     width = canvas.right - MARGIN
     if instance.question:
         y = canvas.paragraph(MARGIN, y, instance.question, width, size, INK, "bold") + 0.06
-    y = canvas.spans(MARGIN, y, answer_spans(instance), width, 11) + 0.02
+    if answers := answer_spans(instance):
+        y = canvas.spans(MARGIN, y, answers, width, 11) + 0.02
     notes = [
         cost_text(instance),
+        *([f"image with {instance.texts} texts, the first shown"] if instance.texts > 1 else []),
         *([f"question type: {instance.kind}"] if instance.kind else []),
         instance.name,
     ]
@@ -181,7 +188,7 @@ def _panels(canvas: Canvas, x: float, y: float, width: float, instance: Instance
 
 
 def _words(canvas: Canvas, x: float, y: float, width: float, instance: Instance) -> float:
-    """The question at every layer of the text stream, dropped words struck out."""
+    """The question at every layer of the text stream, dropped words struck out; "…" is where it was cut."""
     if not instance.word_layers:
         return y
     rows = merged(instance.word_layers)
@@ -196,6 +203,8 @@ def _words(canvas: Canvas, x: float, y: float, width: float, instance: Instance)
             Span(word, INK if kept else PALE, struck=not kept)
             for word, kept in zip(instance.words, layer.keep, strict=True)
         ]
+        if instance.cut:
+            words.insert(-1, Span("…", MUTED))
         left = label_width + share_width
         y = canvas.spans(x + left, y, words, width - left, 10.5) + 0.03
     return y
