@@ -252,7 +252,7 @@ def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log:
     config = read_config(folder)
     section = dict(task_options) if task_options is not None else config["task"]
     form = Form.from_dict(config["form"])
-    with _as_described(folder):
+    with as_described(str(folder / CONFIG)):
         _refuse_unknown_form(form.name, config["backbone"]["name"], str(folder / CONFIG))
         task = build_task(section, config["backbone"]["name"], log)
     if task.form_name != form.name:
@@ -261,7 +261,7 @@ def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log:
             where="task.name" if task_options is not None else str(folder / CONFIG),
         )
     task.prepare_labels(folder)
-    with _as_described(folder):
+    with as_described(str(folder / CONFIG)):
         as_stored = dataclasses.replace(
             task.form, num_labels=form.num_labels, candidate_tokens=form.candidate_tokens
         ).with_steps(form.new_tokens)
@@ -325,9 +325,8 @@ def _rows(positions: nn.Embedding) -> int:
 
 
 @contextmanager
-def _as_described(folder: Path) -> Iterator[None]:
-    """Errors of building what ``config.json`` says, which somebody may have edited, as its own."""
-    where = str(folder / CONFIG)
+def as_described(where: str) -> Iterator[None]:
+    """Errors of building what a file or the section of a recipe says as those of ``where`` it is said."""
     try:
         yield
     except SmartTrimError:
