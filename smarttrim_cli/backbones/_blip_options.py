@@ -22,11 +22,11 @@ class VisionConfig(BaseModel):
     """Sizes of the ViT."""
 
     model_config = ConfigDict(extra="forbid")
-    hidden_size: int = Field(default=768, ge=1, description="width")
-    intermediate_size: int = Field(default=3072, ge=1, description="feed-forward width")
-    num_hidden_layers: int = Field(default=12, ge=1, description="layers")
-    num_attention_heads: int = Field(default=12, ge=1, description="heads per layer")
-    patch_size: int = Field(default=16, ge=1, description="height and width of a patch, pixels")
+    hidden_size: int = Field(default=768, ge=1, le=100_000, description="width")
+    intermediate_size: int = Field(default=3072, ge=1, le=100_000, description="feed-forward width")
+    num_hidden_layers: int = Field(default=12, ge=1, le=128, description="layers")
+    num_attention_heads: int = Field(default=12, ge=1, le=1000, description="heads per layer")
+    patch_size: int = Field(default=16, ge=1, le=10_000, description="height and width of a patch, pixels")
     hidden_act: str = Field(default="gelu", description="activation")
     layer_norm_eps: float = Field(default=1e-6, gt=0, description="epsilon of the norms")
     attention_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of attention weights")
@@ -37,12 +37,12 @@ class TextConfig(BaseModel):
     """Sizes and special tokens of text encoder and decoder."""
 
     model_config = ConfigDict(extra="forbid")
-    vocab_size: int = Field(default=30524, ge=4, description="tokens, [DEC] and [ENC] included")
-    hidden_size: int = Field(default=768, ge=1, description="width")
-    intermediate_size: int = Field(default=3072, ge=1, description="feed-forward width")
-    num_hidden_layers: int = Field(default=12, ge=1, description="layers")
-    num_attention_heads: int = Field(default=12, ge=1, description="heads per attention")
-    max_position_embeddings: int = Field(default=512, ge=1, description="positions")
+    vocab_size: int = Field(default=30524, ge=4, le=1_000_000, description="tokens, [DEC] and [ENC] included")
+    hidden_size: int = Field(default=768, ge=1, le=100_000, description="width")
+    intermediate_size: int = Field(default=3072, ge=1, le=100_000, description="feed-forward width")
+    num_hidden_layers: int = Field(default=12, ge=1, le=128, description="layers")
+    num_attention_heads: int = Field(default=12, ge=1, le=1000, description="heads per attention")
+    max_position_embeddings: int = Field(default=512, ge=1, le=100_000, description="positions")
     hidden_act: str = Field(default="gelu", description="activation")
     layer_norm_eps: float = Field(default=1e-12, gt=0, description="epsilon of the norms")
     hidden_dropout_prob: float = Field(default=0.1, ge=0, lt=1, description="dropout")
@@ -91,15 +91,19 @@ class Options(BaseModel):
         default="bert-base-uncased",
         description="Hugging Face tokenizer, name or folder; train: a word-level one from the training texts",
     )
-    max_text_length: int = Field(default=35, ge=3, description="longer texts are cut to so many tokens")
-    image_size: int = Field(default=288, ge=8, description="height and width of the input image, pixels")
+    max_text_length: int = Field(
+        default=35, ge=3, le=100_000, description="longer texts are cut to so many tokens"
+    )
+    image_size: int = Field(
+        default=288, ge=8, le=10_000, description="height and width of the input image, pixels"
+    )
     vision: VisionOptions = Field(default=VisionOptions())
     text: TextOptions = Field(default=TextOptions())
     enc_token_id: int | None = Field(
         default=None, ge=0, description="token id of [ENC]; null: last of the vocabulary"
     )
     image_text_hidden_size: int = Field(
-        default=256, ge=1, description="width of the contrastive features (retrieval)"
+        default=256, ge=1, le=100_000, description="width of the contrastive features (retrieval)"
     )
     merge_layer_from: int = Field(
         default=6, ge=0, description="first text layer that merges two images by a linear layer (nlvr2)"

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from smarttrim_cli.backbones._keep_layers import Keep, KeepCrossLayers
+
+Layers = Annotated[int, Field(strict=True, ge=1, le=128)]
+Heads = Annotated[int, Field(strict=True, ge=1, le=1000)]
+Width = Annotated[int, Field(strict=True, ge=1, le=100_000)]
+Pixels = Annotated[int, Field(strict=True, ge=1, le=10_000)]
+
+
+class _VisionSizes(BaseModel):
+    """Sizes among timm's arguments; Swin Transformers have lists of some. Others are timm's matter."""
+
+    depth: Layers = 1
+    depths: list[Layers] = []
+    num_heads: Heads | list[Heads] = 1
+    embed_dim: Width = 1
+    patch_size: Pixels | list[Pixels] = 1
+    window_size: Pixels | list[Pixels] = 1
+
+
+class _TextSizes(BaseModel):
+    """Sizes among the settings of a text encoder."""
+
+    num_hidden_layers: Layers = 1
+    num_attention_heads: Heads = 1
+    hidden_size: Width = 1
+    intermediate_size: Width = 1
+    max_position_embeddings: Width = 1
+    type_vocab_size: Width = 1
+    vocab_size: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 1
 
 
 class VisionOptions(BaseModel):
@@ -37,6 +65,12 @@ class VisionOptions(BaseModel):
             return {"args": {}, **section}
         return section
 
+    @field_validator("args")
+    @classmethod
+    def _has_sizes(cls, args: dict[str, Any]) -> dict[str, Any]:
+        _VisionSizes.model_validate(args)
+        return args
+
 
 class TextOptions(BaseModel):
     """The text encoder."""
@@ -52,6 +86,12 @@ class TextOptions(BaseModel):
         },
         description="settings of its configuration class",
     )
+
+    @field_validator("config")
+    @classmethod
+    def _has_sizes(cls, config: dict[str, Any]) -> dict[str, Any]:
+        _TextSizes.model_validate(config)
+        return config
 
 
 class Options(BaseModel):
@@ -70,16 +110,24 @@ class Options(BaseModel):
         default="roberta-base",
         description="Hugging Face tokenizer, name or folder; train: a word-level one from the training texts",
     )
-    max_text_length: int = Field(default=50, ge=3, description="longer texts are cut to so many tokens")
-    image_size: int = Field(default=288, ge=8, description="height and width of the input image, pixels")
+    max_text_length: int = Field(
+        default=50, ge=3, le=100_000, description="longer texts are cut to so many tokens"
+    )
+    image_size: int = Field(
+        default=288, ge=8, le=10_000, description="height and width of the input image, pixels"
+    )
     vision: VisionOptions = Field(default=VisionOptions())
     text: TextOptions = Field(default=TextOptions())
-    hidden_size: int = Field(default=768, ge=1, description="width of the co-attention layers")
-    num_attention_heads: int = Field(default=12, ge=1, description="heads of the co-attention layers")
-    intermediate_size: int = Field(
-        default=3072, ge=1, description="feed-forward width of the co-attention layers"
+    hidden_size: int = Field(default=768, ge=1, le=100_000, description="width of the co-attention layers")
+    num_attention_heads: int = Field(
+        default=12, ge=1, le=1000, description="heads of the co-attention layers"
     )
-    num_cross_layers: int = Field(default=6, ge=1, description="number of co-attention layers per modality")
+    intermediate_size: int = Field(
+        default=3072, ge=1, le=100_000, description="feed-forward width of the co-attention layers"
+    )
+    num_cross_layers: int = Field(
+        default=6, ge=1, le=128, description="number of co-attention layers per modality"
+    )
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout of the co-attention layers")
     initializer_range: float = Field(
         default=0.02, gt=0, description="standard deviation of new weights; narrow models need more than 0.02"

@@ -38,11 +38,24 @@ def _unreadable(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
+class _Duplicate(Exception):
+    """A key that an object has twice."""
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Duplicate(next(shown(key) for key in keys if keys.count(key) > 1))
+    return found
+
+
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON-lines file, each with its place (``file:line``); blank lines are passed over.
 
     Raises:
-        UserError: The file is missing, unreadable or empty, or a line is not a JSON object in UTF-8.
+        UserError: The file is missing, unreadable or empty, or a line is not a JSON object in UTF-8, or has
+            a key twice.
     """
     found = False
     content = _bytes_of(path)
@@ -54,13 +67,15 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         where = f"{path}:{number}"
         try:
-            entry = json.loads(line)
+            entry = json.loads(line, object_pairs_hook=_without_duplicates)
         except UnicodeDecodeError as error:
             raise UserError(f"not UTF-8 text (byte {error.start} of the line)", where=where) from error
         except json.JSONDecodeError as error:
             raise UserError(
                 f"not valid JSON: {error.msg} (column {error.colno})", where=where, hint=_INCOMPLETE
             ) from error
+        except _Duplicate as error:
+            raise UserError(f"the key {error} is given twice", where=where) from error
         except (ValueError, RecursionError) as error:
             raise UserError(_unreadable(error), where=where) from error
         if not isinstance(entry, dict):
@@ -145,5 +160,7 @@ def _bytes_of(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise UserError("no such file", where=str(path)) from error
+    except ValueError as error:  # of a path with a NUL
+        raise UserError(f"no path of a file: {error}", where=repr(str(path))) from error
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from error

@@ -8,6 +8,9 @@ last bit.
 from __future__ import annotations
 
 import math
+import os
+import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +56,7 @@ def load_rgb(source: ImageSource, *, sample_id: object) -> Image.Image:
         BadSample: The image is missing, empty, truncated, too large to be meant, or no image.
     """
     try:
-        with _opened(source) as image:
+        with _without_warnings_of_size(), _opened(source) as image:
             image.load()
             _refuse_thin(*image.size)
             return to_rgb(ImageOps.exif_transpose(image))
@@ -70,14 +73,30 @@ def _refuse_thin(width: int, height: int) -> None:
 
 
 @contextmanager
+def _without_warnings_of_size() -> Iterator[None]:
+    """Pillow warns at half the number of pixels that it refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+@contextmanager
 def _opened(source: ImageSource) -> Iterator[Image.Image]:
     """By a file that is open: of paths Pillow maps some TIFFs into memory, and then turns them wrongly."""
     if not isinstance(source, str | Path):
         with source.open() as image:
             yield image
         return
+    _refuse_pipes(source)
     with open(source, "rb") as file, Image.open(file) as image:
         yield image
+
+
+def _refuse_pipes(path: str | Path) -> None:
+    """To open a pipe would be to wait for whoever writes into it."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise BadSample("not a file, but a pipe or a device")
 
 
 def _problem(source: ImageSource, error: Exception) -> str:

@@ -21,6 +21,7 @@ from smarttrim_cli.data.images import Preprocess
 from smarttrim_cli.errors import UserError
 
 PREPROCESSING = "preprocessing.json"
+_SETTINGS = "tokenizer_config.json"
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 """Special tokens at the ids that RoBERTa gives them: 0, 1, 2, 3."""
 
@@ -127,11 +128,26 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     its library would go on trying for a minute.
 
     Raises:
-        UserError: It is neither on this machine nor can it be fetched.
+        UserError: It is neither on this machine nor can it be fetched, or it cannot pad.
     """
+    tokenizer = _found(name)
+    if tokenizer.pad_token_id is None:
+        file = Path(name) / _SETTINGS
+        raise UserError(
+            "the tokenizer has no padding token"
+            + (" (pad_token)" if file.exists() else ": the file is missing"),
+            where=str(file) if Path(name).is_dir() else name,
+            hint="texts of a batch are padded to one length: name the token there, or restore the file",
+        )
+    return tokenizer
+
+
+def _found(name: str) -> PreTrainedTokenizerBase:
     try:
         return _from_pretrained(name, local_files_only=True)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except (
+        Exception
+    ) as error:  # of damaged files the libraries raise anything, from KeyError to RecursionError
         if Path(name).exists():
             raise _no_tokenizer(name, error) from error
     try:

@@ -8,12 +8,14 @@ beside them tokenizer, preprocessing and label vocabulary. No pickles.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 import smarttrim_cli
 from smarttrim_cli import registry
-from smarttrim_cli.data.files import read_json
+from smarttrim_cli.data.files import read_json, shown
 from smarttrim_cli.data.processor import PREPROCESSING, Processor
 from smarttrim_cli.engine.files import write_json
 from smarttrim_cli.errors import SmartTrimError, UserError, some
@@ -32,9 +34,10 @@ from smarttrim_cli.tensors import save_tensors
 from smarttrim_cli.trimmers.base import SiteInfo, Trimmer
 
 CONFIG, WEIGHTS, TRIMMERS = "config.json", "model.safetensors", "trimmers.safetensors"
-FORMAT = "smarttrim-model"
+FORMAT, VERSION = "smarttrim-model", 1
 _KEYS = ("backbone", "task", "form", "trimmers", "threshold")
 _DIVERGED = "the file may be damaged, or its training diverged"
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 BUILTIN = Path(__file__).parent.parent / "assets"
 
 
@@ -99,21 +102,43 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: It is missing, damaged or of another format.
     """
+    where = str(folder / CONFIG)
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise UserError(f"not the configuration of a {FORMAT}", where=str(folder / CONFIG))
+        raise UserError(f"not the configuration of a {FORMAT}", where=where)
     missing = [key for key in _KEYS if key not in config]
     if missing:
-        raise UserError(f"incomplete: it lacks {', '.join(missing)}", where=str(folder / CONFIG))
+        raise UserError(f"incomplete: it lacks {', '.join(missing)}", where=where)
+    if (
+        json.detect_encoding((folder / CONFIG).read_bytes()) != "utf-8"
+    ):  # the tokenizer's library reads it, too
+        raise UserError("not plain UTF-8", where=where, hint="save it as UTF-8 without a byte order mark")
     try:
         Form.from_dict(config["form"])
-        TrimmerConfig(**config["trimmers"])
+        trimmers = TrimmerConfig(**config["trimmers"])
         for section in ("backbone", "task"):
             config[section]["name"]
-        float(config["threshold"])
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"damaged: {error}", where=str(folder / CONFIG)) from error
+        raise UserError(f"damaged: {error}", where=where) from error
+    _refuse_odd_values(config, trimmers, where)
     return config
+
+
+def _refuse_odd_values(config: dict[str, Any], trimmers: TrimmerConfig, where: str) -> None:
+    """Refuse what would trim otherwise than the model did: it may have been edited, or be of another program.
+
+    Raises:
+        UserError: A value is not of its kind; its key is named.
+    """
+    version, threshold = config.get("version"), config["threshold"]
+    if type(version) is not int or version != VERSION:
+        hint = "open it with the smarttrim that wrote it"
+        raise UserError(f"version is {shown(version)}, not {VERSION}", where=where, hint=hint)
+    if type(threshold) not in (int, float) or not abs(threshold) <= torch.finfo(torch.float32).max:
+        raise UserError(f"threshold is {shown(threshold)}, not a finite number", where=where)
+    for key, names in (("groups", trimmers.groups), ("removed", trimmers.removed)):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"trimmers.{key} is {shown(names)}, not a list of texts", where=where)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -134,7 +159,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
     """Load weights strictly: every problem is named.
 
     Raises:
-        UserError: Keys are missing or unused, shapes differ, or values are nan.
+        UserError: Keys are missing or unused, shapes differ, or values are no weights.
     """
     own = module.state_dict()
     problems = [f"missing: {name}" for name in own if name not in tensors]
@@ -145,12 +170,26 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
         if name in tensors and own[name].shape != tensors[name].shape
     ]
     if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise UserError(f"the weights do not fit the model ({len(problems)} problems): {shown}", where=where)
-    broken = next((name for name in own if tensors[name].isnan().any()), None)
-    if broken is not None:
-        raise UserError(f"{broken} has values that are not numbers (nan)", where=where, hint=_DIVERGED)
+        raise UserError(
+            f"the weights do not fit the model ({len(problems)} problems): {some(problems, '; ')}",
+            where=where,
+        )
+    for name, value in own.items():
+        if value.is_floating_point():
+            _refuse_wrong_values(name, tensors[name], where)
     module.load_state_dict(tensors)
+
+
+def _refuse_wrong_values(name: str, value: Tensor, where: str) -> None:
+    """Refuse other numbers in the place of weights, and weights that are nan or infinite."""
+    if value.dtype not in _FLOATS:
+        kind = str(value.dtype).removeprefix("torch.")
+        hint = "save them as float32, float16 or bfloat16"
+        raise UserError(f"{name} is of {kind}, which are no weights", where=where, hint=hint)
+    if not value.isfinite().all():
+        raise UserError(
+            f"{name} has values that are not finite (nan or infinity)", where=where, hint=_DIVERGED
+        )
 
 
 def trimmers_for(backbone: Any, config: TrimmerConfig) -> dict[str, Trimmer]:
@@ -178,7 +217,12 @@ def trimmers_for(backbone: Any, config: TrimmerConfig) -> dict[str, Trimmer]:
 
 def save_model(folder: Path, bundle: Bundle) -> None:
     """Write a model folder (which exists and is empty)."""
-    config = {"format": FORMAT, "version": 1, "smarttrim_version": smarttrim_cli.__version__, **bundle.config}
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "smarttrim_version": smarttrim_cli.__version__,
+        **bundle.config,
+    }
     config["threshold"] = float(bundle.model.threshold)
     save_tensors(bundle.model.backbone.state_dict(), folder / WEIGHTS)
     if bundle.model.sites:
@@ -208,15 +252,16 @@ def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log:
     config = read_config(folder)
     section = dict(task_options) if task_options is not None else config["task"]
     form = Form.from_dict(config["form"])
-    with _as_described(folder):
+    with as_described(str(folder / CONFIG)):
+        _refuse_unknown_form(form.name, config["backbone"]["name"], str(folder / CONFIG))
         task = build_task(section, config["backbone"]["name"], log)
     if task.form_name != form.name:
         raise UserError(
             f"the model is for {form.name}, task {section['name']!r} needs one for {task.form_name}",
-            where="task.name",
+            where="task.name" if task_options is not None else str(folder / CONFIG),
         )
     task.prepare_labels(folder)
-    with _as_described(folder):
+    with as_described(str(folder / CONFIG)):
         as_stored = dataclasses.replace(
             task.form, num_labels=form.num_labels, candidate_tokens=form.candidate_tokens
         ).with_steps(form.new_tokens)
@@ -226,6 +271,12 @@ def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log:
     model = TrimmedModel(backbone, trimmers)
     if model.sites:
         load_trimmers(model, folder)
+    elif (folder / TRIMMERS).exists():
+        raise UserError(
+            f"trimmers names none, but there is a {TRIMMERS}",
+            where=str(folder / CONFIG),
+            hint=f"restore this file; for a model without trimmers, remove {TRIMMERS}",
+        )
     model.eval()
     if task.form.num_labels != form.num_labels:
         raise UserError(
@@ -235,6 +286,13 @@ def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log:
     processor = Processor.load(folder)
     _refuse_other_sizes(processor, config["backbone"], backbone, folder / PREPROCESSING)
     return Bundle(model, task, processor, config)
+
+
+def _refuse_unknown_form(name: str, backbone: str, where: str) -> None:
+    forms = registry.load("backbones", backbone).FORMS
+    if name not in forms:
+        hint = f"backbone {backbone} has: {', '.join(forms)}"
+        raise UserError(f"form.name is {shown(name)}, which is no form", where=where, hint=hint)
 
 
 def _refuse_other_sizes(
@@ -267,9 +325,8 @@ def _rows(positions: nn.Embedding) -> int:
 
 
 @contextmanager
-def _as_described(folder: Path) -> Iterator[None]:
-    """Errors of building what ``config.json`` says, which somebody may have edited, as its own."""
-    where = str(folder / CONFIG)
+def as_described(where: str) -> Iterator[None]:
+    """Errors of building what a file or the section of a recipe says as those of ``where`` it is said."""
     try:
         yield
     except SmartTrimError:

@@ -12,7 +12,14 @@ from smarttrim_cli import registry
 from smarttrim_cli.data.images import Preprocess
 from smarttrim_cli.data.processor import Processor, load_tokenizer, train_word_tokenizer
 from smarttrim_cli.data.word_tokenizer import extend_word_tokenizer
-from smarttrim_cli.engine.artifact import Bundle, TrimmerConfig, build_backbone, build_task, trimmers_for
+from smarttrim_cli.engine.artifact import (
+    Bundle,
+    TrimmerConfig,
+    as_described,
+    build_backbone,
+    build_task,
+    trimmers_for,
+)
 from smarttrim_cli.engine.starting import FOLDER, Start, backbone_section, load_start, start_of
 from smarttrim_cli.engine.student import apart, student_of
 from smarttrim_cli.errors import UserError
@@ -43,9 +50,10 @@ def build(recipe: Recipe, log: Any) -> Bundle:
     task.prepare_labels(start.labels_folder(task.form_name))
     section, keep = apart(backbone_section(section_of(recipe.backbone), start), start)
     processor = _processor(section, start, task)
-    section = registry.load("backbones", section["name"]).fit_to_tokenizer(section, processor.tokenizer)
     form = _with_length_of_texts(task, processor)
-    backbone = build_backbone(section, form)
+    with as_described("backbone"):
+        section = registry.load("backbones", section["name"]).fit_to_tokenizer(section, processor.tokenizer)
+        backbone = build_backbone(section, form)
     head = {name: weight.clone() for name, weight in _head(backbone)}
     load_start(section["name"], backbone, start, log)
     warmup, waits = recipe.strategy.guidance_warmup.enabled, recipe.strategy.curriculum.start_ratio > 0
@@ -77,7 +85,9 @@ def _head(backbone: Any) -> list[tuple[str, torch.Tensor]]:
 
 def attach(recipe: Recipe, backbone: torch.nn.Module) -> TrimmedModel:
     """Trimmers of a recipe on a backbone, in their initial state."""
-    model = TrimmedModel(backbone, trimmers_for(backbone, trimmer_config(recipe.pruning)))
+    with as_described("pruning"):
+        trimmers = trimmers_for(backbone, trimmer_config(recipe.pruning))
+    model = TrimmedModel(backbone, trimmers)
     if recipe.strategy.stable_init.enabled:
         model.start_keeping(recipe.strategy.stable_init.keep_logit)
     return model

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from smarttrim_cli.engine.artifact import build_backbone, build_task, parameter_count
+from smarttrim_cli.engine.artifact import as_described, build_backbone, build_task, parameter_count
 from smarttrim_cli.engine.build import attach, plan_for_model, section_of
 from smarttrim_cli.engine.starting import backbone_section, start_of
 from smarttrim_cli.engine.student import apart, student_of
@@ -31,7 +31,8 @@ def backbone_without_data(recipe: Recipe) -> Any:
     if labels is not None:
         task.prepare_labels(labels)
     section, keep = apart(backbone_section(section_of(recipe.backbone), start), start)
-    backbone = build_backbone(section, task.form)
+    with as_described("backbone"):
+        backbone = build_backbone(section, task.form)
     return student_of(section, keep, backbone)[1] if keep else backbone
 
 

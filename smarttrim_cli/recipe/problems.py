@@ -144,7 +144,7 @@ def _message(
         return f"expected {_EXPECTED[kind]}, found {describe(value)}"
     if kind in _LIMITS:
         name, words = _LIMITS[kind]
-        return f"must be {words} {context[name]:g}, found {describe(value)}"
+        return f"must be {words} {context[name]:.15g}, found {describe(value)}"
     if kind == "literal_error":
         valid = str(context["expected"])
         nearest = registry.did_you_mean(

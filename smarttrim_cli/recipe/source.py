@@ -17,6 +17,8 @@ from smarttrim_cli.errors import UserError
 
 KeyPath = tuple[str | int, ...]
 _AFTER_ALL_FILES = 1_000_000_000
+_DEEPEST, _MOST = 100, 100_000
+"""Levels and values that no recipe has: beyond them reading it would take all stack or memory."""
 
 
 @dataclass(frozen=True, order=True)
@@ -161,13 +163,13 @@ def apply_overrides(source: Source, overrides: Sequence[str], first: int = 0) ->
                 Problem(place, "", "expected key=value, such as optimizer.learning_rate=1e-5")
             )
             continue
+        builder = _Builder(where=where, order=place.order)
         try:
             node = _compose(text, where)
+            value = None if node is None else builder.build(node, parts)
         except UserError as error:
             source.problems.append(Problem(place, dotted(parts), error.message))
             continue
-        builder = _Builder(where=where, order=place.order)
-        value = None if node is None else builder.build(node, parts)
         source.problems += builder.problems
         _set(source, parts, value, place, builder.places)
 
@@ -235,25 +237,43 @@ class _Builder:
         self.problems: list[Problem] = []
         self._scalars = _Loader("")
         self._open: list[yaml.Node] = []
+        self._built = 0
 
     def build(self, node: yaml.Node, path: KeyPath) -> Any:
-        """The value of a node that stands at ``path``."""
+        """The value of a node that stands at ``path``.
+
+        Raises:
+            UserError: The text is nested too deeply, or holds more than any recipe.
+        """
         if node in self._open:
             return self._reject(node, path, "an alias (*name) contains itself")
+        self._built += 1
+        if self._built > _MOST:
+            raise self._too_much(node, "it holds too much; aliases (*name) count as often as they are used")
+        if len(self._open) >= _DEEPEST:
+            raise self._too_much(node, "nested too deeply")
         self._open.append(node)
         try:
             if isinstance(node, yaml.MappingNode):
                 return self._mapping(node, path)
             if isinstance(node, yaml.SequenceNode):
                 return [self._element(child, (*path, index)) for index, child in enumerate(node.value)]
-            return self._scalars.construct_object(node)
+            return self._scalar(node, path)
         except (yaml.constructor.ConstructorError, ValueError) as error:
             return self._reject(node, path, getattr(error, "problem", None) or str(error))
         except (KeyError, AttributeError, IndexError, TypeError):  # how PyYAML refuses a value under a tag
-            kind = node.tag.rpartition(":")[2]
-            return self._reject(node, path, f"{describe(str(node.value))} is no value of the tag !!{kind}")
+            return self._reject_tag(node, path)
         finally:
             self._open.pop()
+
+    def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
+        value = self._scalars.construct_object(node)
+        if isinstance(value, dict | list | set):  # PyYAML would fill it later
+            return self._reject_tag(node, path)
+        problem = _unwritable(value) if isinstance(value, str) else None
+        if problem is not None:
+            self._reject(node, path, problem)
+        return value
 
     def _element(self, node: yaml.Node, path: KeyPath) -> Any:
         self.places[path] = self._place(node)
@@ -280,5 +300,22 @@ class _Builder:
         line = node.start_mark.line + 1
         return Place(self.order + line, self.where.replace("{line}", str(line)))
 
+    def _too_much(self, node: yaml.Node, message: str) -> UserError:
+        outermost = [*self._open, node][1:2] or [node]  # what an alias names may be far from here
+        return UserError(f"not a recipe: {message}", where=self._place(outermost[0]).where)
+
+    def _reject_tag(self, node: yaml.Node, path: KeyPath) -> None:
+        kind = node.tag.rpartition(":")[2]
+        self._reject(node, path, f"{describe(str(node.value))} is no value of the tag !!{kind}")
+
     def _reject(self, node: yaml.Node, path: KeyPath, message: str) -> None:
         self.problems.append(Problem(self._place(node), dotted(path), message))
+
+
+def _unwritable(text: str) -> str | None:
+    """What YAML can spell in a text, but no file's name and no tokenizer takes."""
+    if "\0" in text:
+        return f"{describe(text)} has a character that no file takes (NUL)"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return f"{describe(text)} has half of a character"
+    return None

@@ -34,7 +34,7 @@ class Options(DataOptions):
     )
     min_answer_count: int = Field(default=9, ge=1, description="answers rarer than this are no class")
     num_answers: int = Field(
-        default=3129, ge=2, description="number of answers of a model built without data"
+        default=3129, ge=2, le=1_000_000, description="number of answers of a model built without data"
     )
     types: Literal["question_type", "answer_type"] = Field(
         default="answer_type", description="what accuracy is broken down by"
@@ -43,10 +43,14 @@ class Options(DataOptions):
         default="rank",
         description="a backbone that generates chooses among all answers, or writes one",
     )
-    num_candidates: int = Field(default=128, ge=1, description="rank: answers that the first token leaves")
-    num_beams: int = Field(default=3, ge=1, description="generate: beams")
-    max_length: int = Field(default=10, ge=2, description="generate: most tokens, the start token included")
-    min_length: int = Field(default=1, ge=1, description="generate: fewest tokens")
+    num_candidates: int = Field(
+        default=128, ge=1, le=1_000_000, description="rank: answers that the first token leaves"
+    )
+    num_beams: int = Field(default=3, ge=1, le=1000, description="generate: beams")
+    max_length: int = Field(
+        default=10, ge=2, le=10_000, description="generate: most tokens, the start token included"
+    )
+    min_length: int = Field(default=1, ge=1, le=10_000, description="generate: fewest tokens")
 
 
 class AnswerTask(DataTask):

@@ -44,9 +44,11 @@ class Options(DataOptions):
         default=True, description="captions learned without signs, as the official BLIP does"
     )
     prompt: str = Field(default="a picture of ", description="every caption starts with it, unseen")
-    num_beams: int = Field(default=3, ge=1, description="beams of the search")
-    max_length: int = Field(default=20, ge=2, description="most tokens, start token and prompt included")
-    min_length: int = Field(default=5, ge=1, description="fewest tokens, counted likewise")
+    num_beams: int = Field(default=3, ge=1, le=1000, description="beams of the search")
+    max_length: int = Field(
+        default=20, ge=2, le=10_000, description="most tokens, start token and prompt included"
+    )
+    min_length: int = Field(default=5, ge=1, le=10_000, description="fewest tokens, counted likewise")
     extra_metrics: list[Literal["spice", "meteor", "rouge_l"]] = Field(
         default=[], description="further metrics at every evaluation; spice takes minutes"
     )

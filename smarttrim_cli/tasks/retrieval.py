@@ -57,7 +57,7 @@ class Options(DataOptions):
 
     form_name: ClassVar[str] = FORM
     num_false_texts: int = Field(
-        default=15, ge=1, description="training (METER): texts of other images per instance"
+        default=15, ge=1, le=10_000, description="training (METER): texts of other images per instance"
     )
     matching_weight: float = Field(
         default=1.0, ge=0, description="training (METER): weight of the matching loss beside the ranking loss"
@@ -66,7 +66,10 @@ class Options(DataOptions):
         default=0, description="training (METER): seed of the choice of false texts and other images"
     )
     queue_size: int = Field(
-        default=57600, ge=1, description="training (BLIP): features of earlier batches to contrast with"
+        default=57600,
+        ge=1,
+        le=1_000_000,
+        description="training (BLIP): features of earlier batches to contrast with",
     )
     momentum: float = Field(
         default=0.995,
@@ -89,6 +92,7 @@ class Options(DataOptions):
     num_candidates: int = Field(
         default=256,
         ge=1,
+        le=1_000_000,
         description="evaluation (BLIP): candidates per image and per text (official: 256, Flickr30K 128)",
     )
     block_size: int = Field(

@@ -16,10 +16,10 @@ class Options(EveryFewLayers):
     """Recipe section of this trimmer."""
 
     hidden_dim: int = Field(
-        default=96, ge=1, description="D', the width that tokens are projected to (Eq. 3)"
+        default=96, ge=1, le=100_000, description="D', the width that tokens are projected to (Eq. 3)"
     )
     local_dim: int | None = Field(
-        default=None, ge=1, description="hidden width of the local MLP; default D' / 2"
+        default=None, ge=1, le=100_000, description="hidden width of the local MLP; default D' / 2"
     )
 
 

@@ -18,7 +18,9 @@ class Options(BaseModel):
     """Recipe section of this trimmer."""
 
     model_config = ConfigDict(extra="forbid")
-    hidden_dim: int = Field(default=64, ge=1, description="hidden width of MLP_s and MLP_c (Eq. 7)")
+    hidden_dim: int = Field(
+        default=64, ge=1, le=100_000, description="hidden width of MLP_s and MLP_c (Eq. 7)"
+    )
 
 
 class GlobalHeadTrimmer(Trimmer):

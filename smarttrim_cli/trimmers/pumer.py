@@ -45,7 +45,7 @@ class Options(BaseModel):
     merged: float = Field(
         default=0.7, ge=0, le=1, description="share of the removed tokens that is merged, not pruned"
     )
-    hidden_dim: int = Field(default=96, ge=1, description="width of query and key")
+    hidden_dim: int = Field(default=96, ge=1, le=100_000, description="width of query and key")
 
 
 @dataclass(frozen=True)

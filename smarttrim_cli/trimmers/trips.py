@@ -33,8 +33,12 @@ class Options(BaseModel):
         "and after half of its layers",
     )
     fuse: bool = Field(default=True, description="fuse the dropped tokens into one; false: a plain top-k")
-    hidden_dim: int = Field(default=96, ge=1, description="width of query and key, all heads together")
-    heads: int = Field(default=4, ge=1, description="heads of the attention; the mean over them counts")
+    hidden_dim: int = Field(
+        default=96, ge=1, le=100_000, description="width of query and key, all heads together"
+    )
+    heads: int = Field(
+        default=4, ge=1, le=1000, description="heads of the attention; the mean over them counts"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Options:

@@ -225,12 +225,83 @@ def test_preprocessing_that_does_not_fit_is_named(
     assert error.value.where == str(file)
 
 
-def test_weights_that_are_no_numbers_are_named(saved: tuple[Bundle, Path], tmp_path: Path) -> None:
-    path = copied(saved[1], tmp_path) / artifact.WEIGHTS
+@pytest.mark.parametrize("file", [artifact.WEIGHTS, artifact.TRIMMERS])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_named(
+    saved: tuple[Bundle, Path], tmp_path: Path, file: str, value: float
+) -> None:
+    path = copied(saved[1], tmp_path) / file
     tensors = load_file(str(path))
-    victim = next(name for name, value in tensors.items() if value.is_floating_point())
-    tensors[victim].view(-1)[0] = torch.nan
+    victim = next(name for name, found in tensors.items() if found.is_floating_point())
+    tensors[victim].view(-1)[0] = value
     save_file(tensors, str(path))
-    with pytest.raises(UserError, match=f"{victim} has values that are not numbers") as error:
+    with pytest.raises(UserError, match=f"{victim} has values that are not finite") as error:
         artifact.load_model(tmp_path, log=lambda message: None)
     assert error.value.where == str(path)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool", "float8_e4m3fn", "complex64"])
+def test_numbers_of_another_kind_are_no_weights(
+    saved: tuple[Bundle, Path], tmp_path: Path, dtype: str
+) -> None:
+    path = copied(saved[1], tmp_path) / artifact.WEIGHTS
+    tensors = load_file(str(path))
+    victim = next(name for name, found in tensors.items() if found.is_floating_point())
+    tensors[victim] = tensors[victim].to(getattr(torch, dtype))
+    save_file(tensors, str(path))
+    with pytest.raises(UserError, match=f"{victim} is of {dtype}, which are no weights") as error:
+        artifact.load_model(tmp_path, log=lambda message: None)
+    assert error.value.where == str(path)
+
+
+def test_weights_of_half_precision_are_weights(saved: tuple[Bundle, Path], tmp_path: Path) -> None:
+    path = copied(saved[1], tmp_path) / artifact.WEIGHTS
+    tensors = {name: value.bfloat16() for name, value in load_file(str(path)).items()}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, str(path))
+    loaded = artifact.load_model(tmp_path, log=lambda message: None).model
+    assert {value.dtype for value in loaded.parameters()} == {torch.float32}
+
+
+ODD_VALUES = [
+    ("threshold", "NaN", "threshold is NaN, not a finite number"),
+    ("threshold", "-Infinity", "threshold is -Infinity, not a finite number"),
+    ("threshold", "true", "threshold is true, not a finite number"),
+    ("threshold", '"1e3"', "threshold is .1e3., not a finite number"),
+    ("threshold", "1e300", "threshold is .*, not a finite number"),
+    ("threshold", "1" + "0" * 400, "threshold is .*, not a finite number"),
+    ("version", "99", "version is 99, not 1"),
+    ("version", "null", "version is null, not 1"),
+    ("version", "true", "version is true, not 1"),
+    ("trimmers.groups", "null", "trimmers.groups is null, not a list of texts"),
+    ("trimmers.groups", '"x"', "trimmers.groups is .x., not a list of texts"),
+    ("trimmers.groups", "[]", f"trimmers names none, but there is a {artifact.TRIMMERS}"),
+    ("trimmers.removed", '"x"', "trimmers.removed is .x., not a list of texts"),
+    ("form.name", '"x"', "form.name is .x., which is no form"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), ODD_VALUES)
+def test_odd_values_of_the_configuration_are_named(
+    saved: tuple[Bundle, Path], tmp_path: Path, key: str, value: str, message: str
+) -> None:
+    file = copied(saved[1], tmp_path) / artifact.CONFIG
+    content = json.loads(file.read_text(encoding="utf-8"))
+    *sections, last = key.split(".")
+    inner = content
+    for section in sections:
+        inner = inner[section]
+    inner[last] = json.loads(value)
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=message) as error:
+        artifact.load_model(tmp_path, log=lambda message: None)
+    assert error.value.where == str(file)
+
+
+def test_a_configuration_with_a_byte_order_mark_is_refused(
+    saved: tuple[Bundle, Path], tmp_path: Path
+) -> None:
+    file = copied(saved[1], tmp_path) / artifact.CONFIG
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    with pytest.raises(UserError, match="not plain UTF-8") as error:
+        artifact.load_model(tmp_path, log=lambda message: None)
+    assert error.value.where == str(file) and "byte order mark" in str(error.value.hint)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,14 @@ def test_bad_files_name_the_sample_and_the_path(tmp_path: Path) -> None:
         load_rgb(tmp_path / "loop.png", sample_id=1)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(BadSample, match=rf"sample 2, {path}: not a file, but a pipe or a device"):
+            load_rgb(path, sample_id=2)
+
+
 def test_transparent_colour_of_an_rgb_file(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "clear.png", transparency=(1, 2, 3))
     Image.new("RGB", (4, 4), (1, 2, 4)).save(tmp_path / "opaque.png", transparency=(1, 2, 3))
@@ -171,6 +180,15 @@ def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(BadSample, match=r"sample a-7, .*bomb\.png: the image is too large \(.*10000 pixels"):
         load_rgb(tmp_path / "bomb.png", sample_id="a-7")
+
+
+def test_large_images_are_no_reason_to_warn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    Image.new("1", (100, 100)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9000)
+    assert load_rgb(tmp_path / "large.png", sample_id=1).size == (100, 100)
+    assert not recwarn.list
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from smarttrim_cli.data.files import read_json
 from smarttrim_cli.data.jsonl import TASKS, Options, read, splits
 from smarttrim_cli.data.samples import (
     CaptionedImage,
@@ -205,6 +206,13 @@ def test_unknown_split_and_damaged_lines(tmp_path: Path) -> None:
         read(options, "vqa", "val", labelled=True)
 
 
+def test_keys_that_are_given_twice_are_named(tmp_path: Path) -> None:
+    line = json.dumps(EXAMPLES["vqa"])
+    (tmp_path / "train.jsonl").write_text(f'{line}\n{line[:-1]}, "question": "again?"}}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r'train\.jsonl:2: the key "question" is given twice'):
+        read(Options(data_dir=str(tmp_path)), "vqa", "train", labelled=True)
+
+
 def test_lines_of_the_guide_are_read(tmp_path: Path) -> None:
     guide = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\w+) \| `(\{.+\})` \|$", guide, re.MULTILINE)
@@ -242,3 +250,9 @@ def test_lines_in_another_encoding(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "train.jsonl").write_bytes((json.dumps(EXAMPLES["vqa"]) + "\n").encode(encoding))
     with pytest.raises(UserError, match=r"train\.jsonl: not UTF-8 text, but UTF-16"):
         read(Options(data_dir=str(tmp_path)), "vqa", "train", labelled=True)
+
+
+def test_a_path_with_nul(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no path of a file: embedded null byte") as error:
+        read_json(tmp_path / "a\0b.json")
+    assert "\0" not in str(error.value)

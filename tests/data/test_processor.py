@@ -74,6 +74,30 @@ def test_no_attempt_on_the_net_for_a_folder_without_a_tokenizer(
         load_tokenizer(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["[" * 100_000 + "]" * 100_000, "{", "[]", '{"model": 3}'])
+def test_damaged_tokenizer_names_the_folder(tmp_path: Path, name: str, content: str) -> None:
+    processor().save(tmp_path)
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        Processor.load(tmp_path)
+    assert str(caught.value.where).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_tokenizer_that_cannot_pad_names_the_file(tmp_path: Path, missing: bool) -> None:
+    processor().save(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    if missing:
+        file.unlink()
+    else:
+        file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token": None}), encoding="utf-8")
+    with pytest.raises(UserError, match="the tokenizer has no padding token") as caught:
+        Processor.load(tmp_path)
+    assert caught.value.where == str(file)
+    assert ("the file is missing" in caught.value.message) == missing
+
+
 def test_one_quick_attempt_on_the_net(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

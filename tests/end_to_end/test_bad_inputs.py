@@ -304,3 +304,46 @@ def test_divergence(here: Path) -> None:
     text = smarttrim("finetune", "tiny.yaml", "optimizer.learning_rate=1e30", "-q", code=1)
     assert "failed: runs/tiny: training has diverged: the loss is " in text and "at step 2" in text
     assert "lower optimizer.learning_rate" in text
+
+
+HUGE = 10**20
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("backbone.vision.args.num_heads=-1", "must be at least 1, found -1"),
+        ("backbone.vision.args.num_heads=true", "expected a whole number, found true"),
+        ("backbone.vision.args.depth=1000000000000", "must be at most 128"),
+        ("backbone.text.config.num_attention_heads=-1", "must be at least 1, found -1"),
+        ("backbone.text.config.num_hidden_layers=1000000000000", "must be at most 128"),
+        ("backbone.num_cross_layers=1000000000000", "must be at most 128"),
+        ("backbone.hidden_size=1000000000000", "must be at most 100000"),
+        (f"backbone.intermediate_size={HUGE}", "must be at most 100000"),
+        (f"task.num_answers={HUGE}", "must be at most 1000000"),
+        (f"pruning.token_trimmer.hidden_dim={HUGE}", "must be at most 100000"),
+        (f"pruning.token_trimmer.local_dim={HUGE}", "must be at most 100000"),
+        (f"pruning.head_trimmer.hidden_dim={HUGE}", "must be at most 100000"),
+    ],
+)
+def test_sizes_that_no_model_has(here: Path, override: str, message: str) -> None:
+    result = CliRunner().invoke(app, ["recipes", "validate", "tiny.yaml", override])
+    assert result.exit_code == 2 and "internal error" not in result.output
+    key = override.partition("=")[0]
+    assert f'override "{override}": {key}: {message}' in result.stdout
+
+
+def test_what_a_part_cannot_be_built_of(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from smarttrim_cli.backbones import meter
+    from smarttrim_cli.trimmers import global_head
+
+    def fail(*_: Any) -> Any:
+        raise ZeroDivisionError("modulo by zero")
+
+    monkeypatch.setattr(global_head, "build", fail)
+    text = smarttrim("finetune", "tiny.yaml", *QUICK, code=2)
+    assert "error: pruning: cannot be used: ZeroDivisionError: modulo by zero" in text
+    monkeypatch.setattr(meter, "build", fail)
+    for command in (["finetune", "tiny.yaml"], ["finetune", "tiny.yaml", "--dry-run"]):
+        text = smarttrim(*command, *QUICK, code=2)
+        assert "error: backbone: cannot be used: ZeroDivisionError: modulo by zero" in text

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +117,19 @@ def test_batches_of_one_width_keep_the_order_of_images(processes: int, size: int
     assert sorted(index for batch in found for index in batch) == list(range(15))
     images = list(dict.fromkeys(index // 3 for batch in found for index in batch))
     assert images == sorted(images)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="needs signals of child processes")
+@pytest.mark.parametrize("waiting", [True, False], ids=["while waiting for it", "amid other work"])
+def test_a_killed_data_process_is_named(tmp_path: Path, waiting: bool) -> None:
+    """Torch notices it at the next batch, or by a signal at whatever is done meanwhile."""
+    bundle = build(tiny_recipe(tmp_path), lambda text: None)
+    loader = batches(bundle, "test", 2, workers=1)
+    with pytest.raises(SmartTrimError, match="a process that loads data was killed") as error:
+        for _ in loader:
+            (worker,) = multiprocessing.active_children()
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+            if not waiting:
+                time.sleep(60)
+    assert error.value.exit_code == 1 and "train.dataloader_num_workers" in str(error.value.hint)

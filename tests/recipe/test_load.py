@@ -16,6 +16,13 @@ def problems(path: Path, *overrides: str) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
+def aliases(levels: int) -> bytes:
+    """Lists, each of which holds the one before nine times."""
+    lines = ["l0: &l0 [x]"]
+    lines += [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, levels)]
+    return "\n".join(lines).encode()
+
+
 def with_line(path: Path, line: str) -> Path:
     """The example recipe with one more line: number 12."""
     assert RECIPE.count("\n") == 11
@@ -269,6 +276,28 @@ def test_wrong_overrides(recipe_file: Path, override: str, expected: str) -> Non
     assert any(text.startswith(f'override "{override}": {expected}') for text in found), found
 
 
+@pytest.mark.parametrize("text", ["[" * 350 + "]" * 350, "[" * 480 + "]" * 480, "[" * 5000])
+def test_nested_overrides(recipe_file: Path, text: str) -> None:
+    (found,) = problems(recipe_file, f"backbone.width={text}")
+    assert "backbone.width: not a recipe: nested too deeply" in found
+
+
+def test_values_that_no_file_takes(recipe_file: Path) -> None:
+    recipe_file.write_text(RECIPE.replace("runs/example", '"a\\0b"'), encoding="utf-8")
+    assert problems(recipe_file, 'task.data={name: jsonl, data_dir: "a\\0b"}') == [
+        "r.yaml:1: output_dir: 'a\\x00b' has a character that no file takes (NUL)",
+        'override "task.data={name: jsonl, data_dir: "a\\0b"}": task.data.data_dir: \'a\\x00b\' has a '
+        "character that no file takes (NUL)",
+    ]
+    assert "has half of a character" in problems(recipe_file, 'output_dir="a\\ud83d"')[-1]
+
+
+@pytest.mark.parametrize("tag", ["map", "seq", "set", "omap", "pairs"])
+def test_a_scalar_is_no_section(recipe_file: Path, tag: str) -> None:
+    found = problems(recipe_file, f"logging=!!{tag} x")
+    assert f"override \"logging=!!{tag} x\": logging: 'x' is no value of the tag !!{tag}" in found
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -283,6 +312,8 @@ def test_wrong_overrides(recipe_file: Path, override: str, expected: str) -> Non
         (b"seed: \x00\n", "r.yaml: not valid YAML: unacceptable character #x0000"),
         (b"<<: 3\n", "r.yaml:1: expected a mapping or list of mappings for merging"),
         (b"[" * 5000, "r.yaml: not a recipe: nested too deeply"),
+        (b"seed: 1\ntask: " + b"[" * 350 + b"]" * 350, "r.yaml:2: not a recipe: nested too deeply"),
+        (aliases(9), "r.yaml:6: not a recipe: it holds too much"),
     ],
 )
 def test_files_that_are_no_recipes(recipe_file: Path, content: bytes, message: str) -> None:
