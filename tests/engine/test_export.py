@@ -195,7 +195,7 @@ def test_model_card_has_measured_numbers_only(exported: Path, trained: Path, tmp
     trimmed = next(line for line in card.splitlines() if line.startswith("- Trimmed: "))
     assert "token.vision" in trimmed and "decoder" not in trimmed  # which METER has not
     assert f"Split `test`, {summary['count']} instances, tokens and heads really removed." in card
-    assert "(`pip install smarttrim-cli`)." in card and "`trimmers.safetensors`" in card
+    assert "(`pip install .` in its repository)." in card and "`trimmers.safetensors`" in card
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run/summary.json").unlink()
     export(str(tmp_path / "run"), out=tmp_path / "out")

@@ -181,8 +181,8 @@ def _losses(axes: Axes, training: History) -> None:
 def _scores(axes: Axes, scores: list[tuple[int, dict[str, Any]]], metric: str) -> None:
     steps = [step for step, _ in scores]
     values = [score[metric] for _, score in scores]
-    errors = [score.get(f"{metric}_se") for _, score in scores]  # none of a single instance
-    errors = [error if is_number(error) else 0.0 for error in errors]
+    found = [score.get(f"{metric}_se") for _, score in scores]  # none of a single instance
+    errors = [float(error) if is_number(error) else 0.0 for error in found]
     low = [value - error for value, error in zip(values, errors, strict=True)]
     high = [value + error for value, error in zip(values, errors, strict=True)]
     if len(steps) == 1:  # a band has no width there
