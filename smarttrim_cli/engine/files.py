@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from smarttrim_cli.errors import UserError, naming
 
@@ -57,7 +57,7 @@ def finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value of a JSON file is a number that can be reckoned with: finite, and not too long."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -140,7 +140,7 @@ def test_blip_learns_where_to_look(tmp_path: Path) -> None:
         "task.vision_share=0.0",
         "task.answers_only_share=0.0",
         "pruning=null",
-        "train.max_steps=30",
+        "train.max_steps=60",
         "logging.logging_steps=5",
         "optimizer={learning_rate: 1.0e-3}",
     )
