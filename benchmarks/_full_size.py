@@ -219,7 +219,9 @@ def macs(model: TrimmedModel, inputs: dict[str, Tensor]) -> tuple[float, float]:
 def interleaved(
     variants: Mapping[str, Callable[[int], Any]], instances: int, rounds: int, warmup: int = 2
 ) -> dict[str, list[float]]:
-    """Milliseconds of every variant, called in turn on every instance.
+    """Milliseconds of every variant, called in turn on every instance, in every second round backwards.
+
+    What runs right after the full model takes up to a hundredth longer than what runs before it.
 
     Args:
         variants: Name to a function of the instance's number.
@@ -230,7 +232,8 @@ def interleaved(
     taken: dict[str, list[float]] = {name: [] for name in variants}
     for round_ in range(-warmup, rounds):
         for instance in range(instances):
-            for name, run in variants.items():
+            for name in list(variants)[:: 1 if round_ % 2 == 0 else -1]:
+                run = variants[name]
                 start = time.perf_counter()
                 run(instance)
                 if round_ >= 0:

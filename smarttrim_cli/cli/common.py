@@ -203,6 +203,25 @@ def check_output(path: Path | None, option: str = "--output") -> None:
         raise UserError(f"cannot make its folder: {error.strerror}", where=f"{option} {path}") from error
 
 
+def check_apart(**files: Path | None) -> None:
+    """Refuse options that would write one file over another.
+
+    Args:
+        files: By option, ``predictions_out`` for ``--predictions-out``.
+
+    Raises:
+        UserError: Two of them name the same place.
+    """
+    seen: dict[Path, str] = {}
+    for name, path in files.items():
+        if path is None:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        other = seen.setdefault(path.resolve(), option)
+        if other != option and (path.is_file() or not path.exists()):  # a device takes both
+            raise UserError(f"{other} and {option} would write one file", where=str(path), hint="name two files")
+
+
 def deliver(console: Console, result: Any, text: str, *, as_json: bool, output: Path | None) -> None:
     """Print a result as text or JSON, and write it to ``output`` if there is one."""
     from smarttrim_cli.cli.render import to_json

@@ -13,6 +13,7 @@ from smarttrim_cli.cli.common import (
     Output,
     Require,
     TargetAndOverrides,
+    check_apart,
     check_output,
     deliver,
     split_target,
@@ -53,6 +54,7 @@ def evaluate(
     target, overrides = split_target(arguments)
     requirements = parse_requirements(require)
     check_output(output)
+    check_apart(output=output, predictions_out=predictions_out, submission_out=submission_out)
     from smarttrim_cli.engine.devices import first_process
     from smarttrim_cli.engine.evaluate import evaluate as run
 

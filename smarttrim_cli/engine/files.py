@@ -65,9 +65,7 @@ def is_number(value: Any) -> TypeGuard[float]:
         return False
 
 
-def check_writable(
-    path: Path | None, where: str, *, folder: bool = False, hint: str = "choose another place"
-) -> None:
+def check_writable(path: Path | None, where: str, *, folder: bool = False) -> None:
     """Refuse a file, or a folder, that cannot be written, before the work is done; leaves nothing behind.
 
     Raises:
@@ -81,13 +79,13 @@ def check_writable(
         raise UserError(text, where=f"{where} {path}", hint="choose another place")
     if path.is_dir() != folder and path.exists():
         kinds = ("a file, not a directory", "a directory, not a file")
-        raise UserError(f"is {kinds[path.is_dir()]}", where=f"{where} {path}", hint=hint)
+        raise UserError(f"is {kinds[path.is_dir()]}", where=f"{where} {path}", hint="choose another place")
     above = next(place for place in (path, *path.absolute().parents) if place.exists())
     is_replaced = path.is_file() and not path.is_symlink()  # by one that is written beside it
     for place in (above, path.absolute().parent) if is_replaced else (above,):
         problem = _problem_of(place, is_itself=place == path)
         if problem is not None:
-            raise UserError(f"cannot write there: {problem}", where=f"{where} {path}", hint=hint)
+            raise UserError(f"cannot write there: {problem}", where=f"{where} {path}", hint="choose another place")
 
 
 def _problem_of(place: Path, is_itself: bool) -> str | None:

@@ -93,11 +93,11 @@ def profile(
     size = 1 if single_instance else batch_size or subject.recipe.evaluate.batch_size
     kept = measured_kept(sparsity_from) if sparsity_from else None
     if sparsity_from is not None and single_instance:
-        Run(Path(sparsity_from)).check_summary()
+        Run(Path(sparsity_from)).summary()  # a damaged one is no surprise at the end
     model, data, run = _subject_model(subject, target, random_weights, kept, num_instances, size, reporter)
     stored = run if single_instance and not overrides else None
     if stored is not None:
-        stored.check_summary()
+        stored.summary()
     if kept is not None and run is not None:
         raise UserError(
             f"{target} has decisions of its own",

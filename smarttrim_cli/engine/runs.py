@@ -26,7 +26,6 @@ from filelock import FileLock, Timeout
 
 from smarttrim_cli.data.files import read_json
 from smarttrim_cli.engine.files import (
-    check_writable,
     finite,
     is_number,
     mend_folder,
@@ -222,16 +221,6 @@ class Run:
             raise UserError("not a summary: expected an object", where=str(self.summary_file), hint=hint)
         check_result(content, str(self.summary_file))
         return content
-
-    def check_summary(self) -> None:
-        """Find out before the work whether results can be added to the summary.
-
-        Raises:
-            UserError: It is damaged, or cannot be written.
-        """
-        self.summary()
-        hint = "let it be written, or copy the run to where it can be"
-        check_writable(self.summary_file, "the summary", hint=hint)
 
     @contextmanager
     def storing(self, reporter: Reporter) -> Iterator[None]:

@@ -150,6 +150,12 @@ def test_json_is_alone_on_stdout_and_output_is_the_same(fake_engine: Install, tm
     assert "working" in result.stderr
 
 
+def test_one_file_is_not_written_over_another(tmp_path: Path) -> None:
+    same = str(tmp_path / "r.json")
+    options = ("--predictions-out", same, "-o", str(tmp_path / "." / "r.json"))
+    assert "--output and --predictions-out would write one file" in run("evaluate", *options, code=2).stderr
+
+
 def test_output_that_cannot_be_written_is_refused_before_the_work(
     fake_engine: Install, tmp_path: Path
 ) -> None:

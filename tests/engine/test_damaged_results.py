@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Run:
 )
 def test_a_file_that_is_no_summary(run: Run, text: str, message: str) -> None:
     run.summary_file.write_text(text, encoding="utf-8")
-    for read in (lambda: summary(str(run.path)), run.check_summary, lambda: measured_kept(str(run.path))):
+    for read in (lambda: summary(str(run.path)), run.summary, lambda: measured_kept(str(run.path))):
         with pytest.raises(UserError, match=message) as caught:
             read()
         assert caught.value.where == str(run.summary_file)
