@@ -219,7 +219,8 @@ def check_apart(**files: Path | None) -> None:
         option = f"--{name.replace('_', '-')}"
         other = seen.setdefault(path.resolve(), option)
         if other != option and (path.is_file() or not path.exists()):  # a device takes both
-            raise UserError(f"{other} and {option} would write one file", where=str(path), hint="name two files")
+            text = f"{other} and {option} would write one file"
+            raise UserError(text, where=str(path), hint="name two files")
 
 
 def deliver(console: Console, result: Any, text: str, *, as_json: bool, output: Path | None) -> None:

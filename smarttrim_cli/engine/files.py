@@ -85,7 +85,8 @@ def check_writable(path: Path | None, where: str, *, folder: bool = False) -> No
     for place in (above, path.absolute().parent) if is_replaced else (above,):
         problem = _problem_of(place, is_itself=place == path)
         if problem is not None:
-            raise UserError(f"cannot write there: {problem}", where=f"{where} {path}", hint="choose another place")
+            text = f"cannot write there: {problem}"
+            raise UserError(text, where=f"{where} {path}", hint="choose another place")
 
 
 def _problem_of(place: Path, is_itself: bool) -> str | None:
