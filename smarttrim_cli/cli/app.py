@@ -15,7 +15,7 @@ from smarttrim_cli.cli.evaluate import evaluate
 from smarttrim_cli.cli.export import export
 from smarttrim_cli.cli.finetune import finetune
 from smarttrim_cli.cli.profile import profile
-from smarttrim_cli.cli.streams import make_streams_usable
+from smarttrim_cli.cli.streams import ignore_warnings_of_size, make_streams_usable
 from smarttrim_cli.cli.summary import summary
 from smarttrim_cli.cli.visualize import visualize
 
@@ -37,6 +37,7 @@ app.add_typer(data.app, name="data")
 def main() -> None:
     """Run the command line."""
     make_streams_usable()
+    ignore_warnings_of_size()
     try:
         app(prog_name="smarttrim")
     except KeyboardInterrupt:  # before a subcommand has begun

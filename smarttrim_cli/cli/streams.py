@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import sys
+import warnings
 from typing import TextIO
 
 _IN_ASCII = {"±": "+/-", "×": "x"}
@@ -19,6 +20,14 @@ def make_streams_usable() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="spelled_out")
+
+
+def ignore_warnings_of_size() -> None:
+    """Pillow warns at half the number of pixels that is refused.
+
+    Once for all images: a filter that came and went with each would have Python repeat every other warning.
+    """
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
 
 
 def _spelled_out(error: UnicodeError) -> tuple[str, int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,7 +55,7 @@ def load_rgb(source: ImageSource, *, sample_id: object) -> Image.Image:
         BadSample: The image is missing, empty, truncated, too large to be meant, or no image.
     """
     try:
-        with _without_warnings_of_size(), _opened(source) as image:
+        with _opened(source) as image:
             image.load()
             _refuse_thin(*image.size)
             return to_rgb(ImageOps.exif_transpose(image))
@@ -70,14 +69,6 @@ def load_rgb(source: ImageSource, *, sample_id: object) -> Image.Image:
 def _refuse_thin(width: int, height: int) -> None:
     if max(width, height) > MOST_ELONGATED * min(width, height):
         raise BadSample(f"the image is too long and thin ({width} x {height} pixels)")
-
-
-@contextmanager
-def _without_warnings_of_size() -> Iterator[None]:
-    """Pillow warns at half the number of pixels that it refuses."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        yield
 
 
 @contextmanager

@@ -109,9 +109,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     missing = [key for key in _KEYS if key not in config]
     if missing:
         raise UserError(f"incomplete: it lacks {', '.join(missing)}", where=where)
-    if (
-        json.detect_encoding((folder / CONFIG).read_bytes()) != "utf-8"
-    ):  # the tokenizer's library reads it, too
+    encoding = json.detect_encoding((folder / CONFIG).read_bytes())
+    if encoding != "utf-8":  # the tokenizer's library reads it, too
         raise UserError("not plain UTF-8", where=where, hint="save it as UTF-8 without a byte order mark")
     try:
         Form.from_dict(config["form"])

@@ -102,8 +102,11 @@ def test_errors(fake_engine: Install, error: BaseException, code: int, message: 
 
 
 def test_messages_that_nobody_reads_do_not_end_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
     class Closed:
         def write(self, text: str) -> None:
+            tried.append(text)
             raise BrokenPipeError
 
         flush = isatty = lambda self: None
@@ -114,6 +117,7 @@ def test_messages_that_nobody_reads_do_not_end_the_work(monkeypatch: pytest.Monk
     console.warn("slow")
     with console.track(10, "training") as tracker:
         tracker.update(10)
+    assert len(tried) == 3
 
 
 def test_a_lost_process_is_no_error_of_the_others(fake_engine: Install, tmp_path: Path) -> None:

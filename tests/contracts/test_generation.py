@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchprofile import profile_macs
 
+from smarttrim_cli.pruning import host
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.pruning.model import TrimmedModel
 from tests import tiny
@@ -56,6 +57,23 @@ def test_there_are_such_backbones() -> None:
         ("blip", "vqa"),
         ("blip", "captioning"),
     }
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("variant", GENERATING, ids=str)
+def test_the_same_text_and_ranks_where_asking_the_device_costs(
+    variant: Variant, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: which heads are kept is not fetched, and instances do not run one by one."""
+    model = model_of(variant, head=head)
+    batches = [writing(model)]
+    batches += [tiny.as_ranking(tiny.ragged_inputs(model.backbone))] if variant.form == "vqa" else []
+    for inputs in batches:
+        near = model(inputs, "packed", instance_ids=tiny.ids())
+        with monkeypatch.context() as patch:
+            patch.setattr(host, "asking_costs", lambda device: True)
+            far = model(inputs, "packed", instance_ids=tiny.ids())
+        assert_close(far.output, near.output, **EXACT)
 
 
 @pytest.mark.parametrize("beams", [1, 3])

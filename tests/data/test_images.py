@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from smarttrim_cli.cli.streams import ignore_warnings_of_size
 from smarttrim_cli.data.images import CLIP_MEAN, CLIP_STD, BadSample, Preprocess, load_rgb, to_rgb
 from smarttrim_cli.data.samples import EmbeddedImage
 
@@ -187,8 +189,20 @@ def test_large_images_are_no_reason_to_warn(
 ) -> None:
     Image.new("1", (100, 100)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9000)
+    ignore_warnings_of_size()
     assert load_rgb(tmp_path / "large.png", sample_id=1).size == (100, 100)
     assert not recwarn.list
+
+
+def test_reading_an_image_does_not_bring_warnings_back(tmp_path: Path) -> None:
+    """What Python says once per place it would say again if filters were changed for every image."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            warnings.warn("of training", UserWarning, stacklevel=1)
+            load_rgb(tmp_path / "a.png", sample_id=1)
+    assert len(seen) == 1
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")
