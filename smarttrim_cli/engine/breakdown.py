@@ -37,6 +37,7 @@ from smarttrim_cli.pruning.decoder import Decoder
 from smarttrim_cli.pruning.joint_mlps import JointMlps
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.sites import Architecture, Site
+from smarttrim_cli.pruning.static_heads import StaticHeads
 from smarttrim_cli.tasks.base import Batch
 
 PARTS = TRIMMERS, GATHERS, ATTENTION, PROJECTIONS, MLPS, REST = (
@@ -169,7 +170,9 @@ def _wrappers(
     varlen = getattr(torch.nn.attention, "varlen", None)
     if varlen is not None:
         yield varlen, "varlen_attn", _timed(watch, ATTENTION)
-    yield projections, "part_of_linear", _timed(watch, PROJECTIONS)
+    for name in ("part_of_linear", "joined_linear"):
+        yield projections, name, _timed(watch, PROJECTIONS)
+    yield StaticHeads, "through", _timed(watch, PROJECTIONS)
     yield attention, "packed_attention", _timed(watch, GATHERS)
     for name in ("trim", "copy_of"):
         yield ForwardContext, name, _timed(watch, GATHERS)

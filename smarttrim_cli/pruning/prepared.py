@@ -13,6 +13,9 @@ Source of the operators: torch's ``aten/src/ATen/native/mkldnn/Linear.cpp``, tho
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -64,12 +67,39 @@ def version_of(weight: Tensor) -> tuple[int, int]:
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
+def versions_of(linears: Sequence[nn.Linear]) -> tuple[Any, ...]:
+    """The same for layers, with their biases."""
+    return tuple(
+        None if tensor is None else version_of(tensor)
+        for linear in linears
+        for tensor in (linear.weight, linear.bias)
+    )
+
+
+@contextmanager
+def for_good() -> Iterator[None]:
+    """What is made here may be made in inference mode and used where gradients are taken later."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Layers of one input as one: what they are, of which versions, and their weights and biases."""
+
+    linears: Sequence[nn.Linear]
+    versions: tuple[Any, ...]
+    laid_out: Tensor
+    bias: Tensor | None
+
+
 class _Layout:
-    """Weights as oneDNN wants them, and what they were made from."""
+    """Weights as oneDNN wants them, and what they were made from; those of layers joined to this one, too."""
 
     def __init__(self) -> None:
         self.laid_out: Tensor | None = None
         self.version: tuple[int, int] | None = None
+        self.joined: dict[tuple[int, ...], _Joined] = {}
 
     def of(self, weight: Tensor) -> Tensor:
         version = version_of(weight)
@@ -78,8 +108,21 @@ class _Layout:
             self.laid_out, self.version = _OPERATORS[1](weight.detach(), None), version
         return self.laid_out
 
+    def with_others(self, linears: Sequence[nn.Linear]) -> _Joined:
+        key, versions = tuple(map(id, linears)), versions_of(linears)
+        made = self.joined.get(key)
+        if made is None or made.versions != versions:
+            assert _OPERATORS is not None
+            with for_good():
+                weight = torch.cat([linear.weight for linear in linears])
+                bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+                laid_out = _OPERATORS[1](weight, None)
+            made = self.joined[key] = _Joined(linears, versions, laid_out, bias)
+        return made
+
     def forget(self) -> None:
         self.laid_out = None
+        self.joined.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Layout:
         return _Layout()
@@ -131,6 +174,26 @@ class LaidOutLinear:
         return result
 
 
+def joined_linear(linears: Sequence[nn.Linear], x: Tensor) -> Tensor | None:
+    """What several layers make of one input, side by side, by one call; None where they are not prepared.
+
+    A call on few rows takes about as long for three layers' weights as for one's: queries, keys and values.
+
+    Args:
+        linears: Layers of the same input, either all with a bias or none.
+        x: (..., D).
+    """
+    if not usable(x) or not all(isinstance(linear, PreparedLinear) for linear in linears):
+        return None
+    outputs = sum(linear.out_features for linear in linears)
+    if outputs * linears[0].in_features < MIN_WEIGHTS and x.numel() * outputs < MIN_MACS:
+        return None
+    joined = cast(PreparedLinear, linears[0])._layout.with_others(linears)
+    assert _OPERATORS is not None
+    out: Tensor = _OPERATORS[0](x, joined.laid_out, joined.bias, "none", [], "")
+    return out
+
+
 def part_of_linear(linear: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x`` through some rows or columns of a layer's weight, given as a tensor of their own."""
     if isinstance(linear, PreparedLinear) and usable(x):
@@ -143,7 +206,8 @@ def part_of_linear(linear: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | 
 def prepare(model: nn.Module) -> None:
     """Let a model's linear layers use prepared weights; idempotent.
 
-    It takes as much memory again as the weights of these layers. Training goes on as before.
+    It takes as much memory again as the weights of these layers, and those of queries, keys and values once
+    more where they were used both one by one and joined. Training goes on as before.
     """
     for module in model.modules():
         if type(module) is nn.Linear:

@@ -5,14 +5,14 @@ One adapter per style of host code: timm's fused ``qkv`` and the BERT family's `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from timm.layers import Attention
 from torch import Tensor, nn
 
 from smarttrim_cli.errors import UserError
-from smarttrim_cli.pruning.prepared import PreparedLinear, part_of_linear
+from smarttrim_cli.pruning.prepared import PreparedLinear, joined_linear, part_of_linear
 from smarttrim_cli.pruning.static_heads import Part, StaticHeads
 
 Heads = Tensor | StaticHeads | None
@@ -71,16 +71,26 @@ def _through(x: Tensor, linear: nn.Linear, heads: Heads, cut: Callable[[nn.Linea
     if heads is None:
         return linear(x)
     if isinstance(heads, StaticHeads):
-        return heads.through(x, linear, cut)
+        return heads.through(x, (linear,), cut)
     return part_of_linear(linear, x, *cut(linear, heads))
 
 
-def _linear_rows(x: Tensor, linear: nn.Linear, heads: Heads, head_dim: int) -> Tensor:
+def _side_by_side(x: Tensor, linears: Sequence[nn.Linear], heads: Heads, head_dim: int) -> tuple[Tensor, ...]:
+    """``x`` (..., D) projected by some layers, (..., h, E) each, in one call where that can be."""
+
     def cut(linear: nn.Linear, index: Tensor) -> Part:
         bias = None if linear.bias is None else _rows(linear.bias, index, head_dim)
         return _rows(linear.weight, index, head_dim), bias
 
-    return _through(x, linear, heads, cut)
+    joined = None
+    if len({linear.bias is None for linear in linears}) == 1 < len(linears):
+        if heads is None:
+            joined = joined_linear(linears, x)
+        elif isinstance(heads, StaticHeads):
+            joined = heads.through(x, linears, cut)
+    if joined is not None:
+        return joined.unflatten(-1, (len(linears), -1, head_dim)).unbind(-3)
+    return tuple(_through(x, linear, heads, cut).unflatten(-1, (-1, head_dim)) for linear in linears)
 
 
 def _merge(context: Tensor, linear: nn.Linear, heads: Heads, head_dim: int) -> Tensor:
@@ -161,18 +171,20 @@ class BertProjections:
 
     def project(self, query: Tensor, memory: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Projections``."""
-        return self.queries(query, heads), *self.keys_values(memory, heads)
+        if memory is not query:
+            return self.queries(query, heads), *self.keys_values(memory, heads)
+        inner = self.inner
+        q, k, v = _side_by_side(query, (inner.query, inner.key, inner.value), heads, self.head_dim)
+        return q, k, v
 
     def queries(self, query: Tensor, heads: Heads) -> Tensor:
         """Queries (..., N, h, E) alone."""
-        return self._split(query, self.inner.query, heads)
+        return _side_by_side(query, (self.inner.query,), heads, self.head_dim)[0]
 
     def keys_values(self, memory: Tensor, heads: Heads) -> tuple[Tensor, Tensor]:
         """Keys and values (..., M, h, E) alone: a decoder projects them once for all its steps."""
-        return self._split(memory, self.inner.key, heads), self._split(memory, self.inner.value, heads)
-
-    def _split(self, x: Tensor, linear: nn.Linear, heads: Heads) -> Tensor:
-        return _linear_rows(x, linear, heads, self.head_dim).unflatten(-1, (-1, self.head_dim))
+        k, v = _side_by_side(memory, (self.inner.key, self.inner.value), heads, self.head_dim)
+        return k, v
 
     def merge(self, context: Tensor, heads: Heads) -> Tensor:
         """See ``Projections``."""

@@ -11,8 +11,7 @@ Legend: H heads, h kept heads, E head width, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smarttrim_cli.pruning.prepared import LaidOutLinear, PreparedLinear, version_of
+from smarttrim_cli.pruning.prepared import LaidOutLinear, PreparedLinear, for_good, versions_of
 
 Part = tuple[Tensor, Tensor | None]
 """Some rows or columns of a layer's weight, and what goes with them of its bias."""
@@ -36,48 +35,43 @@ class StaticHeads:
 
     def __init__(self, kept: tuple[int, ...], device: torch.device) -> None:
         self.kept = kept
-        with _for_good():
+        with for_good():
             self.index_h = torch.tensor(kept, dtype=torch.long, device=device)
-        self._parts: dict[int, tuple[Any, nn.Linear, Callable[[Tensor], Tensor]]] = {}
+        self._parts: dict[tuple[int, ...], tuple[Any, Sequence[nn.Linear], Callable[[Tensor], Tensor]]] = {}
 
-    def through(self, x: Tensor, linear: nn.Linear, cut: Callable[[nn.Linear, Tensor], Part]) -> Tensor:
-        """``x`` through the part of a layer that belongs to these heads.
+    def through(
+        self, x: Tensor, linears: Sequence[nn.Linear], cut: Callable[[nn.Linear, Tensor], Part]
+    ) -> Tensor:
+        """``x`` through the parts of layers that belong to these heads: what they make of it, side by side.
 
         Args:
-            x: (..., inputs of the part).
-            linear: The whole layer.
-            cut: Takes the part out, given the layer and the heads' numbers.
+            x: (..., inputs of a part).
+            linears: The whole layers; either all have a bias or none.
+            cut: Takes a part out, given its layer and the heads' numbers.
         """
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # what is made then is not kept
-        if traced or (torch.is_grad_enabled() and linear.weight.requires_grad):
-            return F.linear(x, *cut(linear, self.index_h))
-        versions = version_of(linear.weight), None if linear.bias is None else version_of(linear.bias)
-        made = self._parts.get(id(linear))
-        if made is None or made[0] != (versions, type(linear)):
-            made = self._parts[id(linear)] = (
-                (versions, type(linear)),
-                linear,
-                _layer(linear, cut, self.index_h),
-            )
+        learned = torch.is_grad_enabled() and any(linear.weight.requires_grad for linear in linears)
+        if traced or learned:
+            outputs = [F.linear(x, *cut(linear, self.index_h)) for linear in linears]
+            return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+        key, made_of = tuple(map(id, linears)), (versions_of(linears), *map(type, linears))
+        made = self._parts.get(key)
+        if made is None or made[0] != made_of:
+            made = self._parts[key] = made_of, linears, _layer(linears, cut, self.index_h)
         return made[2](x)
 
 
 def _layer(
-    linear: nn.Linear, cut: Callable[[nn.Linear, Tensor], Part], index_h: Tensor
+    linears: Sequence[nn.Linear], cut: Callable[[nn.Linear, Tensor], Part], index_h: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    with _for_good():
-        weight, bias = (None if part is None else part.detach() for part in cut(linear, index_h))
-    assert weight is not None
-    if isinstance(linear, PreparedLinear):
+    with for_good():
+        parts = [cut(linear, index_h) for linear in linears]
+        weight = torch.cat([part for part, _ in parts]).detach()
+        biases = [bias for _, bias in parts if bias is not None]
+        bias = torch.cat(biases).detach() if biases else None
+    if isinstance(linears[0], PreparedLinear):
         return LaidOutLinear(weight, bias)
     return lambda x: F.linear(x, weight, bias)
-
-
-@contextmanager
-def _for_good() -> Iterator[None]:
-    """What is made here may be made in inference mode and used where gradients are taken later."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
 
 
 @dataclass(frozen=True)
@@ -129,7 +123,7 @@ class StaticHeadsOf:
         made_of = (threshold, *tensors, *versions)
         found = self._decisions.get(name)
         if found is None or not found.holds(made_of):
-            with _for_good():
+            with for_good():
                 mask_1H = decide()
             kept = tuple(head for head, on in enumerate(mask_1H[0].tolist()) if on > 0.5)
             everything = len(kept) == mask_1H.shape[1]

@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from smarttrim_cli.pruning import prepared, stream
-from smarttrim_cli.pruning.prepared import LaidOutLinear, PreparedLinear, part_of_linear
+from smarttrim_cli.pruning.prepared import LaidOutLinear, PreparedLinear, joined_linear, part_of_linear
 from tests import tiny
 from tests.tiny import Variant
 
@@ -128,3 +128,58 @@ def test_a_prepared_model_is_the_host_under_autocast(variant: Variant, mode: str
         expected = model(inputs, mode, replay=replay).output
         found = model.prepare()(inputs, mode, replay=replay).output
     assert torch.equal(found, expected)
+
+
+def joined(bias: bool = True) -> torch.nn.ModuleList:
+    torch.manual_seed(0)
+    linears = torch.nn.ModuleList(torch.nn.Linear(8, width, bias=bias) for width in (6, 4, 6))
+    prepared.prepare(linears)
+    return linears
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_of_one_input_are_one_call(bias: bool) -> None:
+    linears, x = joined(bias), torch.randn(2, 3, 8)
+
+    def check() -> None:
+        found = joined_linear(tuple(linears), x)
+        assert found is not None
+        assert_close(found, torch.cat([linear(x) for linear in linears], -1), **CLOSE)
+
+    check()
+    layout = linears[0]._layout
+    made = layout.with_others(tuple(linears))
+    assert layout.with_others(tuple(linears)) is made
+    linears[1].weight.mul_(2.0)
+    check()
+    if bias:
+        linears[2].bias.add_(1.0)
+        check()
+    linears[0].weight = torch.nn.Parameter(torch.randn(6, 8))
+    check()
+    assert not copy.deepcopy(linears)[0]._layout.joined
+    prepared.forget(linears)
+    assert not layout.joined
+
+
+def test_layers_are_joined_where_prepared_ones_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    linears, x = joined(), torch.randn(3, 8)
+    with torch.enable_grad():
+        assert joined_linear(tuple(linears), x) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert joined_linear(tuple(linears), x) is None
+    assert joined_linear((linears[0], torch.nn.Linear(8, 6)), x) is None
+    prepared.restore(linears)
+    assert joined_linear(tuple(linears), x) is None
+    for name in ("MIN_WEIGHTS", "MIN_MACS"):
+        monkeypatch.setattr(prepared, name, 8 * 16 + 1 if name == "MIN_WEIGHTS" else 3 * 8 * 16 + 1)
+    prepared.prepare(linears)
+    assert joined_linear(tuple(linears), x) is None
+    assert joined_linear(tuple(linears), torch.randn(4, 8)) is not None
+
+
+def test_what_is_joined_in_inference_mode_serves_elsewhere() -> None:
+    linears, x = joined(), torch.randn(3, 8)
+    with torch.inference_mode():
+        expected = joined_linear(tuple(linears), x.clone())
+    assert_close(joined_linear(tuple(linears), x), expected)

@@ -19,10 +19,11 @@ from smarttrim_cli.engine.breakdown import (
     layer_modules,
     watched,
 )
-from smarttrim_cli.pruning import attention, projections
+from smarttrim_cli.pruning import attention, prepared, projections
 from smarttrim_cli.pruning.context import ForwardContext
 from smarttrim_cli.pruning.decoder import Decoder
 from smarttrim_cli.pruning.model import TrimmedModel
+from smarttrim_cli.pruning.static_heads import StaticHeads
 from smarttrim_cli.tasks.base import Batch
 from tests.tiny import (
     BACKBONES,
@@ -35,6 +36,7 @@ from tests.tiny import (
     one_per_form,
     paper_model,
     ragged_inputs,
+    rank_heads,
 )
 
 GUIDED = Variant("blip", "guided_by_text_encoder", BACKBONES["blip"]["guided_by_text_encoder"])
@@ -133,13 +135,31 @@ def test_as_many_projections_and_mlps_as_the_host_has() -> None:
     ]
 
 
+@pytest.mark.parametrize("head_trimmer", ["global_head", "saliency_head"])
+@torch.no_grad()
+def test_projections_that_are_joined_are_found(head_trimmer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries, keys and values of a prepared model, and what static heads leave of weights."""
+    monkeypatch.setattr(prepared, "MIN_WEIGHTS", 1)
+    model = rank_heads(attach(paper_model().backbone, "cross_modal", head_trimmer), 0.5).prepare()
+    inputs = {name: tensor[:1] for name, tensor in ragged_inputs(model.backbone).items()}
+    entered: list[tuple[str, Any]] = []
+    watch = Stopwatch(lambda: None)
+    watch.enter = lambda part: entered.append((part, watch.place))  # type: ignore[method-assign]
+    watch.leave = lambda: None  # type: ignore[method-assign]
+    with watched(model, watch):
+        model(inputs, "packed", instance_ids=ids()[:1])
+    for place, calls in ((("vision", 0), 2), (("text", 2), 5)):  # cross: qkv, out; q, kv, out
+        assert entered.count(("projections", place)) == calls
+
+
 @torch.no_grad()
 def test_nothing_stays_behind() -> None:
     model = attach(paper_model().backbone, "tome", "global_head")
     assert any(trimmer.rewrites for trimmer in model.sites.values())
     functions = [
         *((F, "scaled_dot_product_attention"), (attention, "packed_attention")),
-        *((projections, "part_of_linear"), (ForwardContext, "trim"), (Decoder, "cross_attention")),
+        *((projections, "part_of_linear"), (projections, "joined_linear"), (StaticHeads, "through")),
+        *((ForwardContext, "trim"), (Decoder, "cross_attention")),
     ]
     before = [getattr(owner, name) for owner, name in functions]
     with pytest.raises(RuntimeError, match="broken"), watched(model, Stopwatch(lambda: None)):

@@ -10,7 +10,9 @@ from torch.testing import assert_close
 
 from smarttrim_cli.backbones._coattention import CoAttention
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning import prepared
 from smarttrim_cli.pruning.projections import BertProjections, TimmProjections
+from smarttrim_cli.pruning.static_heads import StaticHeads
 
 WIDTH, HEADS = 12, 3
 E = WIDTH // HEADS
@@ -55,3 +57,44 @@ def test_the_timm_adapter_refuses_what_it_does_not_repeat(options: dict[str, obj
     with pytest.raises(UserError, match="not supported"):
         TimmProjections.check(Attention(WIDTH, HEADS, **options), "blocks.0.attn")  # type: ignore[arg-type]
     TimmProjections.check(Attention(WIDTH, HEADS, qk_norm=True, norm_layer=nn.LayerNorm), "blocks.0.attn")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("heads", [None, StaticHeads((0, 2), torch.device("cpu"))], ids=["all", "static"])
+def test_a_prepared_hosts_projections_are_joined(
+    heads: StaticHeads | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MIN_WEIGHTS", "MIN_JOINT"):
+        monkeypatch.setattr(prepared, name, 1)
+    module, query, memory = CoAttention(WIDTH, HEADS, 0.0), torch.randn(5, WIDTH), torch.randn(7, WIDTH)
+    p = BertProjections(module)
+    expected = [*p.project(query, query, heads), *p.keys_values(memory, heads), p.queries(query, heads)]
+    prepared.prepare(module)
+    p = BertProjections(module)
+    calls: list[int] = []
+    operators = prepared._OPERATORS
+    assert operators is not None
+
+    def counted(x: torch.Tensor, *args: object) -> torch.Tensor:
+        calls.append(len(x))
+        return operators[0](x, *args)
+
+    monkeypatch.setattr(prepared, "_OPERATORS", (counted, operators[1]))
+    found = [*p.project(query, query, heads), *p.keys_values(memory, heads), p.queries(query, heads)]
+    assert calls == [5, 7, 5]
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("heads", [None, StaticHeads((0, 2), torch.device("cpu"))], ids=["all", "static"])
+def test_layers_with_and_without_bias_stay_apart(
+    heads: StaticHeads | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepared, "MIN_WEIGHTS", 1)
+    module, x = CoAttention(WIDTH, HEADS, 0.0), torch.randn(5, WIDTH)
+    module.self.key = nn.Linear(WIDTH, WIDTH, bias=False)
+    expected = BertProjections(module).project(x, x, heads)
+    prepared.prepare(module)
+    for one, other in zip(BertProjections(module).project(x, x, heads), expected, strict=True):
+        assert_close(one, other)

@@ -34,7 +34,7 @@ def test_through_a_part_of_a_layer(bias: bool, laid_out: bool) -> None:
     (linear,) = model
     heads, x = StaticHeads((1, 3, 4, *range(8, 200)), torch.device("cpu")), torch.randn(1, 7, 256)
     with torch.no_grad():
-        assert_close(heads.through(x, linear, rows), linear(x)[..., heads.index_h], atol=1e-5, rtol=1e-5)
+        assert_close(heads.through(x, (linear,), rows), linear(x)[..., heads.index_h], atol=1e-5, rtol=1e-5)
 
 
 def test_a_part_is_made_once_and_again_when_the_weights_change() -> None:
@@ -46,16 +46,16 @@ def test_a_part_is_made_once_and_again_when_the_weights_change() -> None:
         return rows(layer, index)
 
     with torch.no_grad():
-        first = heads.through(x, linear, counted)
-        assert torch.equal(heads.through(x, linear, counted), first) and len(cuts) == 1
+        first = heads.through(x, (linear,), counted)
+        assert torch.equal(heads.through(x, (linear,), counted), first) and len(cuts) == 1
         linear.weight.mul_(2.0)
-        assert not torch.equal(heads.through(x, linear, counted), first) and len(cuts) == 2
+        assert not torch.equal(heads.through(x, (linear,), counted), first) and len(cuts) == 2
         linear.bias.add_(1.0)
-        assert_close(heads.through(x, linear, counted), linear(x)[:, [0, 5]])
+        assert_close(heads.through(x, (linear,), counted), linear(x)[:, [0, 5]])
         assert len(cuts) == 3
         linear.__class__ = PreparedLinear  # type: ignore[assignment]
         linear.__dict__["_layout"] = None
-        heads.through(x, linear, counted)
+        heads.through(x, (linear,), counted)
         assert len(cuts) == 4
 
 
@@ -68,14 +68,14 @@ def test_what_is_made_while_a_forward_is_traced_is_not_kept() -> None:
         return rows(layer, index)
 
     with torch.no_grad():
-        traced = torch.jit.trace(lambda y: heads.through(y, linear, counted), (x,), check_trace=False)
-        assert_close(heads.through(x, linear, counted), traced(x))
+        traced = torch.jit.trace(lambda y: heads.through(y, (linear,), counted), (x,), check_trace=False)
+        assert_close(heads.through(x, (linear,), counted), traced(x))
     assert cuts == [True, False]
 
 
 def test_gradients_reach_the_weights() -> None:
     linear, heads = nn.Linear(8, 6), StaticHeads((0, 5), torch.device("cpu"))
-    heads.through(torch.randn(2, 8), linear, rows).sum().backward()
+    heads.through(torch.randn(2, 8), (linear,), rows).sum().backward()
     assert linear.weight.grad is not None
     assert linear.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [0, 5]
 
