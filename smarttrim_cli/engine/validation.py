@@ -9,6 +9,7 @@ from smarttrim_cli.engine.artifact import save_model
 from smarttrim_cli.engine.files import new_folder
 from smarttrim_cli.engine.inference import batches, predict
 from smarttrim_cli.engine.scores import collapse_warning, score_summary
+from smarttrim_cli.engine.sharing import Share
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.tasks.base import Task
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 def validate(trainer: Trainer) -> dict[str, Any]:
     """Score the model on the evaluation split, in ``masked`` mode, log it, and keep the best one.
+
+    Of several processes each runs a part of the split, and all have the scores of the whole.
 
     Returns:
         The scores; those of the task's metric among them.
@@ -29,14 +32,16 @@ def validate(trainer: Trainer) -> dict[str, Any]:
     task, model = bundle.task, bundle.model
     model.eval()
     mode = "masked" if model.sites else "full"
+    share = _share(trainer)
     loader = batches(
         bundle,
         task.split_name("eval"),
         recipe.evaluate.batch_size,
         recipe.evaluate.max_instances,
         recipe.train.dataloader_num_workers,
+        share,
     )
-    result = predict(bundle, loader, (mode,), trainer.reporter, "evaluating")[mode]
+    result = predict(bundle, loader, (mode,), trainer.reporter, "evaluating", share=share)[mode]
     scores = score_summary(task, result)
     if task.metric not in scores:
         raise without_references(task)
@@ -47,6 +52,14 @@ def validate(trainer: Trainer) -> dict[str, Any]:
     trainer.reporter.message(f"step {step}: {task.metric} {scores[task.metric]:.4f}")
     _keep_best(trainer, scores[task.metric])
     return scores
+
+
+def _share(trainer: Trainer) -> Share | None:
+    """This process's part of the split; None is all of it: tasks in two stages have no parts."""
+    accelerator = trainer.accelerator
+    if getattr(trainer.bundle.task, "two_stage", False):
+        return None
+    return Share(accelerator.process_index, accelerator.num_processes, accelerator.device)
 
 
 def save(trainer: Trainer, path: Path) -> None:

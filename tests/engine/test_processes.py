@@ -72,9 +72,25 @@ _RESUMES = """
 import shutil, sys
 from pathlib import Path
 import torch
+from smarttrim_cli.engine import validation
 from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.engine.inference import batches
 from tests.engine.tiny_run import tiny_recipe
 
+predict = validation.predict
+
+def both(bundle, loader, modes, *rest, share):
+    results = predict(bundle, loader, modes, *rest, share=share)
+    whole = predict(bundle, batches(bundle, bundle.task.split_name("eval"), 3, 8), modes, *rest)
+    said, alone = (
+        [[(r["id"], r["prediction"], r["score"]) for r in one[modes[0]].records], one[modes[0]].macs]
+        for one in (results, whole)
+    )
+    own = f"process {share.rank} of {share.count}: {len(loader.dataset)}"
+    print(f"{own}, the same as alone: {said == alone}", flush=True)
+    return results
+
+validation.predict = both
 folder = Path(sys.argv[1])
 settings = ("train.max_steps=5", "train.save_steps=3", "logging.logging_steps=2", "evaluate.max_instances=8")
 finetune(tiny_recipe(folder, *settings))
@@ -133,7 +149,9 @@ def test_processes_resume_bit_identically(tmp_path: Path) -> None:
     """A checkpoint between two lines of the log; with another number of processes it is refused."""
     script = tmp_path / "run.py"
     script.write_text(_RESUMES, encoding="utf-8")
-    launched(str(script), str(tmp_path), where=tmp_path)
+    said = launched(str(script), str(tmp_path), where=tmp_path)
+    for rank in (0, 1):
+        assert f"process {rank} of 2: 4, the same as alone: True" in said
     rows = [approximately(row) for row in metrics(tmp_path / "whole")]  # sums of means are rounded
     assert metrics(tmp_path / "run") == rows
     assert tree(tmp_path / "run/model") == tree(tmp_path / "whole/model")
