@@ -14,7 +14,7 @@ from _study_tables import OURS, PAPER, difference, half_up, markdown
 
 from smarttrim_cli.metrics.seeds import paired_over_seeds
 
-_ORDINARY, _DENSE = "meter_vqa", "meter_vqa_dense"
+_ORDINARY, _DENSE, _NLVR2 = "meter_vqa", "meter_vqa_dense", "meter_nlvr2"
 _LONG, _PAPER_LONG = "ours_long", "smarttrim_long"
 _WORDS, _WORDS_LONG = "ours_words", "ours_words_long"
 _HEADS, _ALL = "ours_heads", "ours_all"
@@ -48,6 +48,7 @@ _NAMES = {
     _WORDS_LONG: "ours, words too, with twice the steps",
     _ORDINARY: "ordinary",
     _DENSE: "dense",
+    _NLVR2: "NLVR2",
 }
 YES, NO, WITHIN, UNKNOWN = "yes", "**no**", "within error", "-"
 EXPLAINED = """*met* is *within error* where the bar is at most one standard error away from what was
@@ -90,6 +91,8 @@ def _claims(cells: Cells) -> Iterator[Row]:
     for ratio in (2.0, 2.5):
         for switch in ("no_stable_init", "no_curriculum"):
             yield _beats(cells, _ORDINARY, PAPER, switch, ratio, 0.30)
+    for switch in ("no_stable_init", "no_curriculum"):
+        yield _beats(cells, _NLVR2, PAPER, switch, 2.0, 0.30)
     for switch, ratios in (("no_stable_init", (2.0, 2.5)), ("no_curriculum", (2.5, 3.0))):
         for ratio in ratios:
             yield _beats(cells, _ORDINARY, _STEADY, f"{_STEADY}_{switch}", ratio, 0.30)

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from smarttrim_cli.engine.files import check_writable, finite
+from smarttrim_cli.engine.levels import Level, differing_keys, levels
 from smarttrim_cli.engine.pareto import draw, front
 from smarttrim_cli.engine.published import published_note, published_points
 from smarttrim_cli.engine.report import Reporter, SilentReporter
-from smarttrim_cli.engine.results import PREDICTIONS, Result, Side, read_results
+from smarttrim_cli.engine.results import PREDICTIONS, Result, Side, read_results, result_name
 from smarttrim_cli.errors import UserError, some
 from smarttrim_cli.metrics.seeds import (
     Difference,
@@ -29,27 +30,8 @@ from smarttrim_cli.metrics.seeds import (
 from smarttrim_cli.metrics.stats import Estimate, mean_with_error
 
 FULL = "full"
-_SAME_LEVEL = 0.05
 _CONDITIONS = ("device", "device_name", "threads", "kernels", "dtype")
 _TIMES = ("latency_ms", "full_latency_ms", "latency_speedup")
-
-
-@dataclass(frozen=True)
-class Level:
-    """How far a row is trimmed: a ratio of MACs (named, else measured) or a share of heads; or unknown."""
-
-    kind: str
-    value: float
-
-    def __str__(self) -> str:
-        """``2.0x``, ``0.5`` of the heads, or a dash."""
-        number = f"{self.value:.4g}"
-        number += "" if "." in number else ".0"
-        return {"ratio": f"{number}x", "retention": number}.get(self.kind, "-")
-
-    def near(self, other: Level) -> bool:
-        """Whether two rows may be compared."""
-        return self.kind == other.kind and abs(self.value - other.value) <= _SAME_LEVEL * other.value
 
 
 @dataclass(frozen=True)
@@ -241,12 +223,11 @@ def _rows(results: Sequence[Result], reporter: Reporter) -> Iterable[Row]:
     Repetitions have seeds of their own, and else the same recipe.
     """
     cells: dict[tuple[str, float, str], list[Result]] = defaultdict(list)
-    for result in results:
-        level = _level(result)
+    for level, result in zip(levels(results), results, strict=True):
         cells[(level.kind, level.value, result.method)].append(result)
     for (kind, value, method), members in sorted(cells.items(), key=lambda item: item[0]):
         level = Level(kind, value)
-        differing = _differing(members)
+        differing = differing_keys(members)
         if differing:
             reporter.warn(
                 f"{members[0].task}: runs of {method} are not pooled, "
@@ -256,21 +237,7 @@ def _rows(results: Sequence[Result], reporter: Reporter) -> Iterable[Row]:
             yield Row(method, level, tuple(sorted(members, key=lambda r: (r.seed is None, r.seed or 0))))
         else:
             for result in members:
-                yield Row(f"{method}({Path(result.source).stem})", level, (result,))
-
-
-def _differing(results: Sequence[Result]) -> list[str]:
-    """Keys in which recipes that have them are not the same."""
-    recipes = [result.recipe for result in results if result.recipe]
-    shared = [key for key in (recipes or [{}])[0] if all(key in recipe for recipe in recipes)]
-    return [key for key in shared if any(recipe[key] != recipes[0][key] for recipe in recipes)]
-
-
-def _level(result: Result) -> Level:
-    if result.retention is not None:
-        return Level("retention", result.retention)
-    value = result.ratio or (round(result.speedup, 1) if result.speedup else None)
-    return Level("", 0.0) if value is None else Level("ratio", value)
+                yield Row(f"{method}({result_name(result.source)})", level, (result,))
 
 
 def _entry(row: Row) -> dict[str, Any]:

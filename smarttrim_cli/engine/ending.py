@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from smarttrim_cli.engine.artifact import Bundle
-from smarttrim_cli.engine.checkpoint import save_checkpoint
 from smarttrim_cli.engine.inference import batches, to_device
+from smarttrim_cli.engine.keeping import in_all, kept_if_it_fails
 from smarttrim_cli.engine.validation import save, validate
-from smarttrim_cli.errors import SmartTrimError
 from smarttrim_cli.pruning.calibrate import Calibration, calibrate
 from smarttrim_cli.pruning.economy import unprofitable
 
@@ -27,7 +26,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
         ``eval``, ...
 
     Raises:
-        SmartTrimError: Calibration failed, here or in another process; what was trained is kept.
+        SmartTrimError: Some of it failed, here or in another process; what was trained is kept.
     """
     bundle, run = trainer.bundle, trainer.run
     bundle.model.eval()
@@ -36,39 +35,16 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     if trainer.warmup is not None:
         result["warmup_steps"] = trainer.warmup.steps
     result["train_seconds"] = round(trainer.progress.seconds, 1)
-    calibration = _calibrated_or_kept(trainer)
+    with kept_if_it_fails(trainer), _restored_if_it_fails(bundle):
+        calibration = in_all(trainer, lambda: calibrate_budget(trainer), "calibrate the budget")
+        in_all(trainer, lambda: save(trainer, run.model), "save the model")
+        scores = in_all(trainer, lambda: validate(trainer), "score the model")
     if calibration is not None:
         result["calibration"] = vars(calibration)
-    save(trainer, run.model)
-    scores = validate(trainer)
     result["eval"] = {"split": bundle.task.split_name("eval"), **scores}
     if trainer.accelerator.is_main_process:
         run.merge_summary(result)
     return result
-
-
-def _calibrated_or_kept(trainer: Trainer) -> Calibration | None:
-    """The calibration; if it fails in any process, all of them write a checkpoint together and stop."""
-    try:
-        with _restored_if_it_fails(trainer.bundle):
-            return _calibrated_in_all(trainer)
-    except (Exception, KeyboardInterrupt):
-        _keep_training(trainer)
-        raise
-
-
-def _calibrated_in_all(trainer: Trainer) -> Calibration | None:
-    """The calibration; an error in every process if there is one in any."""
-    calibration, failure = None, None
-    try:
-        calibration = calibrate_budget(trainer)
-    except (Exception, KeyboardInterrupt) as error:
-        failure = error
-    if trainer.mean_over_processes(float(failure is not None)) > 0:
-        raise failure or SmartTrimError(
-            "another process could not calibrate the budget", where=str(trainer.run.path)
-        )
-    return calibration
 
 
 @contextmanager
@@ -83,13 +59,6 @@ def _restored_if_it_fails(bundle: Bundle) -> Iterator[None]:
         model.trimmers.update(trimmers)
         bundle.config["trimmers"] = described
         raise
-
-
-def _keep_training(trainer: Trainer) -> None:
-    """A checkpoint of the last step, from which the end can be done once what stopped it is mended."""
-    save_checkpoint(trainer)
-    where = trainer.run.path / "checkpoints" / f"step-{trainer.progress.step}"
-    trainer.reporter.warn(f"what was trained is in {where}; --resume auto goes on from there")
 
 
 def calibrate_budget(trainer: Trainer) -> Calibration | None:

@@ -13,7 +13,7 @@ from smarttrim_cli.engine.costs import CostLog, add_counts
 from smarttrim_cli.engine.devices import keep_freed_memory
 from smarttrim_cli.engine.loading import Loader, batching
 from smarttrim_cli.engine.report import Reporter
-from smarttrim_cli.engine.sharing import Share
+from smarttrim_cli.engine.sharing import Share, alone
 from smarttrim_cli.errors import SmartTrimError, UserError, some
 from smarttrim_cli.pruning.context import ForwardContext
 from smarttrim_cli.pruning.cost import double_counts
@@ -125,18 +125,23 @@ def predict(
     results = {mode: Predictions() for mode in modes}
     logs = {mode: CostLog(model, result) for mode, result in results.items()}
     expected = len(loader.dataset)
-    with reporter.track(len(loader), label) as tracker:
-        for number, batch in enumerate(loader, 1):
-            batch = to_device(batch, device)
-            for mode in modes:
-                forward = model(batch.inputs, mode, instance_ids=batch.instance_ids)
-                refuse_no_numbers(forward.output, [sample.id for sample in batch.samples])
-                results[mode].records += bundle.task.predict(forward.output, batch, bundle.processor)
-                if forward.context is not None:
-                    logs[mode].add(forward.context)
-                    if seen is not None:
-                        seen(batch, forward.context)
-            tracker.update(number)
+    failure = None
+    try:
+        with reporter.track(len(loader), label) as tracker:
+            for number, batch in enumerate(loader, 1):
+                batch = to_device(batch, device)
+                for mode in modes:
+                    forward = model(batch.inputs, mode, instance_ids=batch.instance_ids)
+                    refuse_no_numbers(forward.output, [sample.id for sample in batch.samples])
+                    results[mode].records += bundle.task.predict(forward.output, batch, bundle.processor)
+                    if forward.context is not None:
+                        logs[mode].add(forward.context)
+                        if seen is not None:
+                            seen(batch, forward.context)
+                tracker.update(number)
+    except SmartTrimError as error:
+        failure = error
+    (share or alone()).refuse_failures(failure)
     for log in logs.values():
         log.flush()
     if share is not None:

@@ -146,6 +146,11 @@ def _results(place: Path, content: Mapping[str, Any], name: str | None) -> list[
         raise UserError(f"not what evaluate and finetune write ({error})", where=str(place)) from error
 
 
+def result_name(source: str | Path) -> str:
+    """What a result is called where it has no other name: a folder's, or a file's without its ending."""
+    return Path(source).name.removesuffix(".json")
+
+
 def _named(target: str) -> tuple[str | None, Path]:
     """Split ``NAME=PATH``; a path may have a = of its own."""
     name, equals, rest = target.partition("=")
@@ -217,7 +222,7 @@ def _result(
     data = recipe.get("task", {}).get("data") or {}
     return Result(
         source=str(place),
-        method=name or str(content.get("method") or _method(recipe) or place.stem),
+        method=name or str(content.get("method") or _method(recipe) or result_name(place)),
         task=str(content.get("task") or _task(recipe) or NAMELESS),
         data=str(content.get("density") or data.get("name") or ""),
         split=content.get("split"),

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import Dataset, Subset
 
 from smarttrim_cli.engine.devices import best_device, several_on_cpu
+from smarttrim_cli.errors import SmartTrimError
 
 T = TypeVar("T")
 
@@ -47,6 +48,11 @@ class Share:
     def gathered(self, value: T) -> list[T]:
         """The values of all processes, in their order; every process has to ask."""
         return [value] if self.count == 1 else list(gather_object([value]))
+
+    def refuse_failures(self, failure: SmartTrimError | None) -> None:
+        """Raise in all processes what failed in any of them; every process has to ask."""
+        if any(self.gathered(failure is not None)):
+            raise failure or SmartTrimError("another process could not run its part of the split")
 
 
 def alone() -> Share:

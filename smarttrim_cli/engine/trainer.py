@@ -26,6 +26,7 @@ from smarttrim_cli.engine.files import is_number
 from smarttrim_cli.engine.fingerprint import fingerprint
 from smarttrim_cli.engine.importance import rank_heads
 from smarttrim_cli.engine.inference import to_device
+from smarttrim_cli.engine.keeping import in_all, kept_if_it_fails
 from smarttrim_cli.engine.loading import Loader
 from smarttrim_cli.engine.optim import make_optimizer, schedule_factor
 from smarttrim_cli.engine.progress import Progress
@@ -307,7 +308,8 @@ class Trainer:
         """Evaluation and checkpoint by steps; after the last one the end of training does both."""
         last = self.progress.step == self.total_steps
         if self.recipe.train.eval_steps and self._due(self.recipe.train.eval_steps) and not last:
-            validate(self)
+            with kept_if_it_fails(self):
+                in_all(self, lambda: validate(self), "score the model")
         if self.recipe.train.save_steps and self._due(self.recipe.train.save_steps):
             save_checkpoint(self)
             if self.accelerator.is_main_process:  # another's would delete what is being written

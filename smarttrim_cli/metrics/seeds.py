@@ -167,8 +167,13 @@ def _integral(angles: np.ndarray[tuple[int, ...], np.dtype[np.float64]], degrees
 
 
 def _degrees(parts: Sequence[tuple[float, float]]) -> float:
-    """Degrees of freedom of a sum of squared errors (Welch and Satterthwaite); nan errors are left out."""
+    """Degrees of freedom of a sum of squared errors (Welch and Satterthwaite); nan errors are left out.
+
+    Errors of 0 are those of scores that happen to be equal: they count as the fewest there are.
+    """
     known = [(error, degrees) for error, degrees in parts if math.isfinite(error) and degrees > 0]
     total = sum(error**2 for error, _ in known)
     share = sum(error**4 / degrees for error, degrees in known)
-    return total**2 / share if share else math.inf
+    if not share:
+        return min((degrees for _, degrees in known), default=math.inf)
+    return total**2 / share

@@ -95,9 +95,9 @@ def masked_sdpa(
     if not (memory.keep_BN.requires_grad and torch.is_grad_enabled()):
         seen_B11M = ((memory.keep_BN > 0.5) & memory.valid_BN)[:, None, None, :]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen_B11M, scale=p.scale, dropout_p=dropout)
-    dtype = q.dtype
-    if dtype == torch.float16:  # e^-50 would underflow
-        q, k, v = q.float(), k.float(), v.float()
+    dtype = v.dtype  # under autocast, norms of queries and keys may leave these in float32
+    working = torch.float32 if dtype == torch.float16 else dtype  # in float16 e^-50 would underflow
+    q, k, v = (x.to(working) for x in (q, k, v))
     dropped = _dropped_bias(k.dtype, p.scale)
     bias_BM = key_bias(memory.keep_BN, memory.valid_BN, memory.gradient_limit, dropped) / p.scale
     q = _widened(q, q.new_ones(()), q.new_zeros(()))

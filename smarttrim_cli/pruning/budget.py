@@ -74,7 +74,15 @@ def head_levels(decisions: Decisions, kept: Mapping[str, float]) -> dict[str, Te
         site = Site.parse(name)
         if site.kind != TOKEN and site.group in kept:
             pooled.setdefault(site.group, []).append(scores_BH.float().flatten())
-    return {group: torch.quantile(torch.cat(own), 1.0 - kept[group]) for group, own in pooled.items()}
+    return {group: _level(torch.cat(own), kept[group]) for group, own in pooled.items()}
+
+
+def _level(scores_S: Tensor, kept: float) -> Tensor:
+    """The threshold above which a share of scores lies; equal scores stay together, all of them for 1."""
+    level = torch.quantile(scores_S, 1.0 - kept)
+    lower = scores_S.masked_fill(scores_S >= level, -torch.inf).max()
+    between = torch.where(lower.isinf(), level - _BELOW, (level + lower) / 2)
+    return torch.where((scores_S == level).any(), between, level)  # one at the threshold would be dropped
 
 
 def effective_scores(decisions: Decisions) -> dict[str, Tensor]:

@@ -52,13 +52,14 @@ from pathlib import Path
 from smarttrim_cli.engine import ending
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.errors import SmartTrimError
+from smarttrim_cli.tasks.vqa import VqaTask
 from tests.engine.tiny_run import tiny_recipe
 
 def broken(*args):
     raise SmartTrimError("an image is damaged")
 
 if os.environ["RANK"] == "1":
-    ending.calibrate = broken
+    setattr(*{"calibrate": (ending, "calibrate"), "score": (VqaTask, "predict")}[sys.argv[2]], broken)
 try:
     removal = "pruning.calibrate={remove_unprofitable: true, call_macs: 1.0e+4}"
     finetune(tiny_recipe(Path(sys.argv[1]), "train.max_steps=2", "evaluate.max_instances=8", removal))
@@ -132,17 +133,20 @@ def test_torchrun_without_a_gpu(tmp_path: Path) -> None:
     assert Run(tmp_path / "run").summary()["steps"] == 12
 
 
-def test_a_calibration_that_fails_in_one_process_stops_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("what", "others"), [("calibrate", "calibrate the budget"), ("score", "run its part of the split")]
+)
+def test_an_end_that_fails_in_one_process_stops_all(what: str, others: str, tmp_path: Path) -> None:
     """The others do not wait for it, and what was trained is kept."""
     script = tmp_path / "run.py"
     script.write_text(_ONE_FAILS, encoding="utf-8")
-    said = launched(str(script), str(tmp_path), where=tmp_path)
+    said = launched(str(script), str(tmp_path), what, where=tmp_path)
     assert "process 1: an image is damaged" in said
-    assert "process 0: another process could not calibrate the budget" in said
+    assert f"process 0: another process could not {others}" in said
     weights = load_file(str(tmp_path / "run/checkpoints/step-2/weights.safetensors"))
     trimmers = {name.split(".")[2] for name in weights if name.startswith("model.trimmers.")}
     assert len(trimmers) == 14  # with those that the other process had taken out
-    assert not (tmp_path / "run/model").exists()
+    assert (tmp_path / "run/model").exists() is (what == "score")
 
 
 def test_processes_resume_bit_identically(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from smarttrim_cli.engine import ending
+from smarttrim_cli.engine import ending, validation
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.stopping import Stopped
 from smarttrim_cli.engine.trainer import Trainer
@@ -337,6 +337,28 @@ def test_what_was_trained_outlives_a_calibration_that_fails(
     assert not (tmp_path / "run/model").exists()
     summary = finetune(recipe, resume="auto")
     assert summary["steps"] == 2 and (tmp_path / "run/model/config.json").exists()
+
+
+@pytest.mark.parametrize(("every", "step"), [(1, 1), (None, 2)])
+def test_what_was_trained_outlives_an_evaluation_that_fails(
+    every: int | None, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Amid training, and at its end, where the model is there already."""
+    steps = ("train.max_steps=2", "evaluate.max_instances=8", f"train.eval_steps={every or 'null'}")
+
+    def broken(*arguments: Any, **more: Any) -> None:
+        raise UserError("the image is damaged")
+
+    recipe = tiny_recipe(tmp_path, *steps)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="the image is damaged"):
+        patch.setattr(validation, "predict", broken)
+        finetune(recipe)
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [f"step-{step}"]
+    assert (tmp_path / "run/model").exists() is (every is None)
+    finetune(recipe, resume="auto")
+    (tmp_path / "other").mkdir()
+    finetune(tiny_recipe(tmp_path / "other", *steps))
+    assert tree(tmp_path / "run/model") == tree(tmp_path / "other/run/model")
 
 
 def test_trimmers_outlive_a_calibration_that_fails_after_taking_them_out(

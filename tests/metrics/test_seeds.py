@@ -106,3 +106,11 @@ def test_equal_differences_say_nothing_of_chance() -> None:
     difference = matched_over_seeds([0.75 - 0.74, 0.76 - 0.75], [math.nan, math.nan])
     assert difference.mean == pytest.approx(0.01) and math.isnan(difference.p_value)
     assert matched_over_seeds([0.0, 0.0], [math.nan, math.nan]).p_value == 1.0
+
+
+def test_seeds_that_happen_to_be_equal_count_as_few() -> None:
+    """As those that differ by next to nothing do, not as countless ones."""
+    equal = unmatched([0.5, 0.5], [0.6, 0.6], 0.05, 0.05)
+    nearly = unmatched([0.5, 0.5 + 1e-9], [0.6, 0.6], 0.05, 0.05)
+    assert equal.p_value == pytest.approx(nearly.p_value, rel=1e-3)
+    assert equal.p_value == pytest.approx(two_sided_p(0.1, math.hypot(0.05, 0.05), 1))

@@ -243,6 +243,18 @@ def test_half_precision_stays_close_and_finite(dtype: torch.dtype) -> None:
     assert torch.isfinite(got).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_queries_and_keys_may_come_in_single_precision(dtype: torch.dtype) -> None:
+    """As autocast's norms leave them on a GPU, beside values in half precision."""
+    q, k, v = (x.detach() for x in tensors())
+    keep, valid = mask()
+    single = keep.detach().float().requires_grad_()
+    with torch.autocast("cpu", dtype):
+        out = ours(q.float(), k.float(), v.to(dtype), single, valid)
+    assert out.dtype == dtype
+    assert_close(out.double(), plain(q, k, v, keep, valid), rtol=0.0, atol=0.03)
+
+
 def test_a_dropped_key_with_a_huge_logit_has_no_influence() -> None:
     q, k, v = (x.detach() for x in tensors())
     keep, valid = (x.detach() for x in mask())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.gumbel import Sampling
 from smarttrim_cli.pruning.model import TrimmedModel
-from smarttrim_cli.pruning.sites import TOKEN, Site
+from smarttrim_cli.pruning.sites import SELF_HEAD, TOKEN, Site
 from tests import tiny
 
 BATCH = 16
@@ -113,6 +114,24 @@ def test_heads_meet_their_own_target_at_their_level() -> None:
         own = [log.scores[name] for name in log.scores if Site.parse(name).group == group]
         above = torch.cat([scores.flatten() for scores in own]) > level
         assert float(above.float().mean()) == pytest.approx(kept[group], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "expected"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], 1.0, 4),
+        ([2.0, 2.0, 2.0, 2.0], 1.0, 4),
+        ([2.0, 2.0, 2.0, 2.0], 0.5, 4),  # nothing tells them apart
+        ([1.0, 2.0, 2.0, 2.0, 3.0], 0.5, 4),
+        ([1.0, 2.0, 3.0, 4.0, 5.0], 0.5, 3),
+        ([1.0, 2.0, 3.0, 4.0], 0.5, 2),
+    ],
+)
+def test_heads_with_equal_scores_stay_together(scores: list[float], kept: float, expected: int) -> None:
+    _, _, _, log = _drawn()
+    log = replace(log, scores={Site("vision", 0, SELF_HEAD).name: torch.tensor([scores])})
+    level = head_levels(log, {"head.vision": kept})["head.vision"]
+    assert int((torch.tensor(scores) > level).sum()) == expected
 
 
 @pytest.mark.parametrize("variant", tiny.one_per_form(), ids=str)
