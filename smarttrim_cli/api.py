@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from smarttrim_cli.data.images import load_rgb, to_rgb
+from smarttrim_cli.data.images import BadSample, load_rgb, upright_rgb
 from smarttrim_cli.engine.artifact import Bundle, load_model, resolve_checkpoint
 from smarttrim_cli.engine.devices import best_device
 from smarttrim_cli.engine.inference import device_of, refuse_no_numbers
@@ -161,7 +161,12 @@ def _is_unicode(text: str) -> bool:
 
 
 def _open(image: Picture) -> Image.Image:
-    return to_rgb(image) if isinstance(image, Image.Image) else load_rgb(Path(image), sample_id=image)
+    if not isinstance(image, Image.Image):
+        return load_rgb(Path(image), sample_id=image)
+    try:
+        return upright_rgb(image)
+    except BadSample as error:
+        raise UserError(error.message, where="predict") from error
 
 
 def _silent(text: Any) -> None:

@@ -140,6 +140,14 @@ def _published(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+_OVER = {
+    "seeds": "over seeds",
+    "instances": "over instances (one seed)",
+    "seeds and instances": "over seeds and instances",
+}
+"""Ways in which a score's standard error is found (``se_over``), in words."""
+
+
 def _title(group: Mapping[str, Any]) -> str:
     words = [group["task"], group["data"], group["split"]]
     count = f"{group['count']:,} instances" if group["count"] else None
@@ -148,9 +156,7 @@ def _title(group: Mapping[str, Any]) -> str:
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
     over = {row["se_over"] for group in result["groups"] for row in group["rows"]} - {None}
-    errors = " or ".join(
-        {"seeds": "over seeds", "instances": "over instances (one seed)"}[name] for name in sorted(over)
-    )
+    errors = " or ".join(_OVER[name] for name in sorted(over))
     found = [row["difference"] for group in result["groups"] for row in group["rows"] if row["difference"]]
     notes = [f"score ± standard error {errors}"] if errors else []
     if found:

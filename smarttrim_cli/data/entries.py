@@ -142,6 +142,8 @@ def _captioned(entry: Entry) -> CaptionedImage:
     """An image with captions; without them only where they are to be written."""
     given = _annotation(entry, "captions")
     captions = () if given is None else texts(dict(entry.values), "captions", entry.where)
+    if not all(caption.strip() for caption in captions):
+        raise _blank("captions", entry.where)
     return CaptionedImage(
         id=_id(entry), images=entry.images, captions=captions, type=_optional_text(entry, "type")
     )
@@ -176,8 +178,10 @@ def _answer(entry: Entry) -> str:
 
 
 def _blank(key: str, where: str) -> UserError:
-    """The error for an answer that says nothing: no prediction would be right."""
-    return UserError(f"{key} is blank", where=where, hint="leave the key out (or null) if there is no answer")
+    """The error for an answer or a caption that says nothing: no prediction would be right."""
+    return UserError(
+        f"{key} is blank", where=where, hint="leave it out (or the key, or null) if there is none"
+    )
 
 
 def _in_words(answer: Any) -> Any:

@@ -257,7 +257,7 @@ def _images(
             found = values if number == len(columns) else values[0]
             yield tuple(folder / _path(name, columns, f"{place}, row {row}") for name in found)
         else:
-            yield tuple(EmbeddedImage(cells, row, column, place, spot) for column, spot in spots)
+            yield tuple(EmbeddedImage(cells, row, column, place, spot, folder) for column, spot in spots)
 
 
 def _path(value: Any, columns: list[str], where: str) -> str:

@@ -57,13 +57,22 @@ def load_rgb(source: ImageSource, *, sample_id: object) -> Image.Image:
     try:
         with _opened(source) as image:
             image.load()
-            _refuse_thin(*image.size)
-            return to_rgb(ImageOps.exif_transpose(image))
+            return upright_rgb(image)
     except BadSample as error:
         raise BadSample(error.message, where=f"sample {sample_id}, {source}", hint=_HINT) from error
     except Exception as error:  # on broken bytes Pillow raises anything, from EOFError to struct.error
         where = f"sample {sample_id}, {source}"
         raise BadSample(_problem(source, error), where=where, hint=_HINT) from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image in 8-bit RGB, turned as its EXIF data say.
+
+    Raises:
+        BadSample: It is too long and thin.
+    """
+    _refuse_thin(*image.size)
+    return to_rgb(ImageOps.exif_transpose(image))
 
 
 def _refuse_thin(width: int, height: int) -> None:

@@ -113,6 +113,7 @@ def _captions(entry: dict[str, Any], where: str) -> tuple[str, ...]:
         captions = tuple(sentence["raw"].strip() for sentence in entry["sentences"])
     except (KeyError, TypeError, AttributeError):
         captions = ()
+    captions = tuple(caption for caption in captions if caption)  # a blank one is no description
     if not captions:
         raise UserError("no list of sentences, each with its raw text", where=where)
     for caption in captions:

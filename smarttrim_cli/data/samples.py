@@ -28,12 +28,20 @@ class EmbeddedImage:
     """An image inside a table (a Hugging Face data set), decoded when it is opened.
 
     A cell is a picture, the bytes of an image file, ``{bytes, path}`` (how such tables store images), or a
-    list of these, in which ``position`` counts.
+    list of these, in which ``position`` counts. Paths start from ``folder``.
     """
 
-    def __init__(self, table: Any, row: int, column: str, where: str, position: int | None = None) -> None:
+    def __init__(
+        self,
+        table: Any,
+        row: int,
+        column: str,
+        where: str,
+        position: int | None = None,
+        folder: Path = Path(),
+    ) -> None:
         self.table, self.row, self.column, self.where = table, row, column, where
-        self.position = position
+        self.position, self.folder = position, folder
 
     def open(self) -> Image.Image:
         """Decode it.
@@ -61,8 +69,8 @@ class EmbeddedImage:
         if self.position is not None:
             cell = cell[self.position]
         if isinstance(cell, Mapping):
-            return cell["path"] if cell.get("bytes") is None else cell["bytes"]
-        return cell
+            cell = cell["path"] if cell.get("bytes") is None else cell["bytes"]
+        return str(self.folder / cell) if isinstance(cell, str) else cell
 
     def __str__(self) -> str:
         """Where it is."""

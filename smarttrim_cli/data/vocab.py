@@ -71,7 +71,8 @@ class AnswerVocab:
         if not answers:
             raise UserError(
                 f"no answer is the major one of at least {min_count} training questions",
-                hint="Use more training data or a smaller min_count.",
+                where="task.min_answer_count",
+                hint="more training data, or a smaller number",
             )
         return cls(answers)
 

@@ -24,6 +24,9 @@ from smarttrim_cli.trimmers.base import SiteInfo
 _CALIBRATED_ON = 256
 """At most so many instances."""
 
+_UNLIKE = 0.05
+"""Ratios of MACs that are so far apart are no comparison at equal cost."""
+
 
 def evaluate_baseline(
     name: str,
@@ -67,6 +70,12 @@ def evaluate_baseline(
     predictions = predict(other, loader, ("packed",), reporter, f"evaluating {name} trimming")["packed"]
     summary = score_summary(bundle.task, predictions)
     summary["speedup"] = sum(predictions.full_macs) / sum(predictions.macs)
+    own = sum(trimmed.full_macs) / sum(trimmed.macs)
+    if abs(summary["speedup"] - own) > _UNLIKE * own:
+        reporter.warn(
+            f"{name}: {summary['speedup']:.2f}x fewer MACs on {split}, the run {own:.2f}x: they are alike "
+            f"on {calibration}, but these scores are not of the same cost"
+        )
     summary["trimmed_minus_this"] = paired(trimmed.records, predictions.records)
     return summary
 

@@ -248,10 +248,7 @@ def _entry(row: Row) -> dict[str, Any]:
     error, over = _joint_error([result.model.score for result in results], own)
     retained = _mean([result.retained for result in results])
     if retained:
-        shares = [
-            None if error is None or not result.full else error / result.full.score
-            for error, result in zip(own, results, strict=True)
-        ]
+        shares = [_error_of_share(result) for result in results]
         found, _ = _joint_error([result.retained or 0.0 for result in results], shares)
         retained = replace(retained, standard_error=math.nan if found is None else found)
     return {
@@ -272,6 +269,12 @@ def _entry(row: Row) -> dict[str, Any]:
         "difference": None,
         "runs": [result.source for result in results],
     }
+
+
+def _error_of_share(result: Result) -> float | None:
+    """Standard error over instances of the share of its full model's score; by pairs, where that is known."""
+    error = result.difference.get("se", result.model.error)
+    return None if error is None or not result.full else error / result.full.score
 
 
 def _joint_error(values: Sequence[float], errors: Sequence[float | None]) -> tuple[float | None, str | None]:

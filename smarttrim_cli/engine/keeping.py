@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from smarttrim_cli.engine.checkpoint import save_checkpoint
-from smarttrim_cli.errors import SmartTrimError
+from smarttrim_cli.errors import SmartTrimError, UserError
 
 if TYPE_CHECKING:
     from smarttrim_cli.engine.trainer import Trainer
@@ -39,7 +39,22 @@ def kept_if_it_fails(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt):
-        save_checkpoint(trainer)
-        where = trainer.run.path / "checkpoints" / f"step-{trainer.progress.step}"
-        trainer.reporter.warn(f"what was trained is in {where}; --resume auto goes on from there")
+        _keep(trainer)
         raise
+
+
+@contextmanager
+def kept_if_data_fail(trainer: Trainer) -> Iterator[None]:
+    """A step: a bad sample is met before it changes anything. Of several processes the others do not know."""
+    try:
+        yield
+    except UserError:
+        if trainer.accelerator.num_processes == 1 and trainer.progress.step > 0:
+            _keep(trainer)
+        raise
+
+
+def _keep(trainer: Trainer) -> None:
+    save_checkpoint(trainer)
+    where = trainer.run.path / "checkpoints" / f"step-{trainer.progress.step}"
+    trainer.reporter.warn(f"what was trained is in {where}; --resume auto goes on from there")

@@ -100,7 +100,8 @@ class Loader:
         dataset: Of a task.
         task: Collates.
         processor: For the collation.
-        skip_empty: Leave out batches without a usable sample, instead of raising.
+        skip_empty: Leave out batches without a usable sample; else each has another sample instead, so that
+            there are as many, and it is an error if none can be used.
         training: Whether batches are for the loss, not for predictions.
         settings: Of the DataLoader.
     """
@@ -116,10 +117,10 @@ class Loader:
         **settings: Any,
     ) -> None:
         self.dataset, self.skip_empty = dataset, skip_empty
-        collate = _Collate(task, processor, training)
+        self.collate = _Collate(task, processor, training)
         self.loader: DataLoader[Any] = DataLoader(
             _Caught(dataset),
-            collate_fn=collate,
+            collate_fn=self.collate,
             generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
             **settings,
@@ -136,16 +137,30 @@ class Loader:
             batches = iter(self.loader)
         if self.loader.num_workers > 0:
             _tell_of_deaths()
+        number = -1
         while True:
             with watched():
                 batch = next(batches, None)
             if batch is None:
                 return
-            if isinstance(batch, EmptyBatch) and self.skip_empty:
-                continue
+            number += 1
+            if isinstance(batch, EmptyBatch):
+                if self.skip_empty:
+                    continue
+                batch = self._instead(number, batch)
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+    def _instead(self, number: int, empty: EmptyBatch) -> Batch | UserError:
+        """The next usable sample in the order of the data set, for a batch in which none can be used."""
+        batches: Any = self.loader.batch_sampler
+        first = list(batches)[number][-1] + 1
+        for index in range(len(self.dataset)):
+            batch = self.collate([self.loader.dataset[(first + index) % len(self.dataset)]])
+            if not isinstance(batch, EmptyBatch):
+                return batch
+        return empty
 
 
 @contextmanager

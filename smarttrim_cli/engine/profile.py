@@ -7,6 +7,7 @@ passes of their own, by :mod:`.breakdown`.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -165,11 +166,13 @@ def _subject_model(
 
 
 def _of_one_size(data: list[Batch], reporter: Reporter) -> list[Batch]:
-    """Without batches that are smaller than the first: their times are of something else."""
-    whole = [batch for batch in data if len(batch) == len(data[0])]
+    """Batches of the size that most instances come in: the times of others are of something else."""
+    sizes = Counter(map(len, data))
+    size = max(sizes, key=lambda size: (size * sizes[size], size))
+    whole = [batch for batch in data if len(batch) == size]
     left = sum(map(len, data)) - sum(map(len, whole))
     if left:
-        reporter.message(f"{left} instances that fill no batch of {len(data[0])} are left out")
+        reporter.message(f"{left} instances that fill no batch of {size} are left out")
     return whole
 
 

@@ -31,6 +31,9 @@ _PLACE = ("method", "task", "density", "ratio", "retention", "seed")
 _SCORE_TOLERANCE = 1e-3
 _SWITCHES = ("stable_init", "curriculum", "self_distillation")
 _ADDITIONS = ("guidance_warmup", "budget_controller")
+_OWN_CONTENT = ("jsonl", "hf_datasets")
+"""Readers of formats, which any data may have."""
+
 _OF_A_RUN = (*BESIDE_TRAINING, "seed")
 
 
@@ -235,11 +238,20 @@ def _result(
         retention=_number(content.get("retention")),
         seed=content.get("seed", recipe.get("seed")),
         count=content.get("count"),
-        settings={key: value for key, value in data.items() if key != "data_dir"},
+        settings=_data_settings(recipe.get("task", {})),
         recipe={key: value for key, value in flat(recipe) if not _may_differ(key)},
         difference={k: v for k, v in (content.get("difference") or {}).items() if v is not None},
         timed_on=_timed_on(content),
     )
+
+
+def _data_settings(task: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells data apart; where they are the user's own, the name of their folder is part of it."""
+    data = task.get("data") or {}
+    settings = {key: value for key, value in data.items() if key != "data_dir"}
+    own = not data or data.get("name") in _OWN_CONTENT
+    folder = data.get("data_dir", task.get("data_dir")) if own else None
+    return settings | ({"folder": Path(folder).name} if isinstance(folder, str) else {})
 
 
 def _timed_on(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -124,10 +124,10 @@ class _Watch(ForwardContext):
             self.running_layer[stream] = index
         return super().trim(layers)
 
-    def leave(self, stream: str, hidden: Tensor) -> Tensor:
+    def leave(self, stream: str, hidden: Tensor, cls: bool = True) -> Tensor:
         """What leaves has passed the last layer."""
         self.passed(stream, hidden)
-        return super().leave(stream, hidden)
+        return super().leave(stream, hidden, cls)
 
     def decoder_heads(self, stream: str, index: int, cls_BD: Tensor) -> dict[str, Tensor | None]:
         """A decoder begins."""

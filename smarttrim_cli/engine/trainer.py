@@ -26,7 +26,7 @@ from smarttrim_cli.engine.files import is_number
 from smarttrim_cli.engine.fingerprint import fingerprint
 from smarttrim_cli.engine.importance import rank_heads
 from smarttrim_cli.engine.inference import to_device
-from smarttrim_cli.engine.keeping import in_all, kept_if_it_fails
+from smarttrim_cli.engine.keeping import in_all, kept_if_data_fail, kept_if_it_fails
 from smarttrim_cli.engine.loading import Loader
 from smarttrim_cli.engine.optim import make_optimizer, schedule_factor
 from smarttrim_cli.engine.progress import Progress
@@ -165,7 +165,8 @@ class Trainer:
         started, before = time.perf_counter(), self.progress.seconds
         with self.reporter.track(self.total_steps, "training") as tracker:
             while self.progress.step < end:
-                terms = self._step(loader)
+                with kept_if_data_fail(self):
+                    terms = self._step(loader)
                 self.progress.step += 1
                 self.progress.seconds = before + time.perf_counter() - started
                 self.progress.add(terms)

@@ -117,8 +117,14 @@ class ForwardContext:
             self._prepare_attention(self.architecture.layer(stream, index), heads[stream])
         return trimmed
 
-    def leave(self, stream: str, hidden: Tensor) -> Tensor:
-        """CLS of every row after the last layer of a part, (R, D); remembered as guidance."""
+    def leave(self, stream: str, hidden: Tensor, cls: bool = True) -> Tensor:
+        """CLS of every row after the last layer of a part, (R, D); remembered as guidance.
+
+        Raises:
+            ValueError: The stream was entered with another ``cls``, so a plain forward would differ.
+        """
+        if self.streams[stream].has_cls != cls:
+            raise ValueError(f"stream {stream} was entered with cls={not cls} and is left with cls={cls}")
         self.cls[stream] = self.streams[stream].cls_BD(hidden)
         return self.cls[stream]
 
@@ -368,12 +374,27 @@ def trim(**layers: tuple[int, Tensor]) -> tuple[Tensor, ...]:
     return tuple(context.trim(layers).values())
 
 
-def leave(stream: str, hidden: Tensor, cls: bool = True) -> Tensor:
-    """CLS vectors (R, D) of a stream, remembered as guidance for the others; ``cls`` as for ``enter``."""
+def leave(stream: str, hidden: Tensor, valid_RN: Tensor | None = None, cls: bool = True) -> Tensor:
+    """CLS vectors (R, D) of a stream, remembered as guidance for the others.
+
+    Args:
+        stream: Its name.
+        hidden: Its tokens.
+        valid_RN: As for ``enter``: without a context, the mean of a stream without a CLS leaves padding out.
+        cls: As for ``enter``.
+
+    Raises:
+        ValueError: ``cls`` is not as it was for ``enter``.
+    """
     context = _current.get()
     if context is not None:
-        return context.leave(stream, hidden)
-    return hidden[:, 0] if cls else hidden.mean(1)
+        return context.leave(stream, hidden, cls)
+    if cls:
+        return hidden[:, 0]
+    if valid_RN is None:
+        return hidden.mean(1)
+    weights_RN1 = valid_RN.to(hidden.dtype).unsqueeze(-1)
+    return (hidden * weights_RN1).sum(1) / weights_RN1.sum(1)
 
 
 def guide(stream: str, cls_RD: Tensor) -> None:

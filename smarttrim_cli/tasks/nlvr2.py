@@ -90,7 +90,7 @@ class Nlvr2Task(Classification):
         if broken is not None:
             raise UserError(
                 f"id {broken!r} has a comma or a line break, which the format of the submission cannot hold",
-                where="--submission",
+                where="--submission-out",
                 hint="give the samples other ids",
             )
         return "".join(f"{record['id']},{record['prediction']}\n" for record in records)

@@ -58,6 +58,15 @@ def test_markdown_and_file_by_its_ending(folder: str, tmp_path: Path) -> None:
     assert "no p where a side has 1 seed" in written
 
 
+@pytest.mark.parametrize("form", ["text", "markdown"])
+def test_several_seeds_have_errors_over_seeds_and_instances(folder: str, form: str) -> None:
+    for file in Path(folder).glob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        other = {**content, "seed": content["seed"] + 1}
+        file.with_name(f"{file.stem}_again.json").write_text(json.dumps(other), encoding="utf-8")
+    assert "score ± standard error over seeds and instances" in run(folder, "--format", form).stdout
+
+
 def test_csv_and_json_are_unrounded(folder: str) -> None:
     rows = list(csv.DictReader(io.StringIO(run(folder, "--format", "csv").stdout)))
     assert [row["method"] for row in rows] == ["a|b", "ours"]

@@ -18,6 +18,7 @@ from smarttrim_cli.data.samples import EmbeddedImage, Sample, StatementSample, V
 from smarttrim_cli.errors import UserError
 
 datasets = pytest.importorskip("datasets")
+parquet = pytest.importorskip("pyarrow.parquet")
 GREYS = (10, 20, 30)
 
 
@@ -83,6 +84,22 @@ def save_folders(folder: Path) -> None:
     for split in ("train", "validation"):
         (folder / split).mkdir(parents=True)
         questions().to_parquet(str(folder / split / "0.parquet"))
+
+
+def test_paths_inside_images_start_from_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    cells = []
+    for number, picture in enumerate(pictures()):
+        picture.save(tmp_path / "img" / f"{number}.png")
+        cells.append({"bytes": None, "path": f"img/{number}.png"})
+    stored = questions()
+    table = datasets.Dataset.from_dict(
+        {**{name: stored[name] for name in stored.column_names if name != "image"}, "image": cells},
+        features=stored.features,
+    )
+    parquet.write_table(table.data.table, tmp_path / "train.parquet")  # theirs would put the files inside
+    found = read(Options(data_dir=str(tmp_path)), "vqa", "train", labelled=True)
+    assert [grey(sample.images[0]) for sample in found] == list(GREYS)
 
 
 @pytest.mark.parametrize("save", [save_dict, save_shards, save_files, save_folders])

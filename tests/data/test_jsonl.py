@@ -240,6 +240,11 @@ def test_blank_answers_name_file_and_line(tmp_path: Path, blank: dict[str, Any])
     assert isinstance(sample, VqaSample) and sample.answers == ("red", "")
 
 
+def test_blank_captions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.jsonl:1: captions is blank"):
+        samples(tmp_path, "captioning", {"image": "1.jpg", "captions": ["a dog", " "]})
+
+
 def test_half_characters_in_ids(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.jsonl:1: id has half of a character at 1"):
         samples(tmp_path, "vqa", {**EXAMPLES["vqa"], "id": "a\ud800"})

@@ -18,6 +18,7 @@ from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.export import export
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.profile import profile
+from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.recipe import load_recipe
 from tests.tiny import BACKBONES
@@ -126,3 +127,14 @@ def test_exported_model_answers_and_removal_is_masking(run: Path, folder: Path) 
     assert full.output.shape == (3, 2)
     trimmed_B, full_B = instance_macs(model.model, packed.decisions)
     assert (trimmed_B != full_B).all()
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [({"label": "maybe"}, "label 'maybe' is none of task.labels"), ({"id": "one"}, "cannot read the pairs")],
+)
+def test_bad_lines_are_said(run: Path, folder: Path, pair: dict[str, str], message: str) -> None:
+    line = {"id": 1, "image": "1.png", "text": "this is red", "label": "true", **pair}
+    (folder / "pairs" / "odd.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        evaluate(str(run), split="odd")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from smarttrim_cli.engine import baselines
 from smarttrim_cli.engine.artifact import load_model
 from smarttrim_cli.engine.baselines import baseline_trimmers, known
 from smarttrim_cli.engine.evaluate import evaluate
@@ -20,7 +21,7 @@ from smarttrim_cli.recipe import Recipe
 from smarttrim_cli.trimmers._fixed import FixedTrimmer
 from tests import tiny
 from tests.engine.test_resume import interrupted
-from tests.engine.tiny_run import tiny_recipe, tree
+from tests.engine.tiny_run import Recorder, tiny_recipe, tree
 
 HEADS_ALONE = (
     "pruning.token_trimmer=null",
@@ -59,6 +60,16 @@ def test_every_baseline_costs_what_the_run_costs(trained: Path) -> None:
         assert other["speedup"] == pytest.approx(report["speedup"]["macs"], rel=0.06), name
         mean = report["trimmed"]["accuracy"] - other["accuracy"]
         assert other["trimmed_minus_this"]["mean"] == pytest.approx(mean)
+
+
+def test_a_baseline_that_costs_something_else_here_is_said(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is calibrated on another split, on which both may cost the same while they do not on this one."""
+    monkeypatch.setattr(baselines, "_UNLIKE", -1.0)
+    reporter = Recorder()
+    evaluate(str(trained), baselines=["random"], max_instances=20, reporter=reporter)
+    assert any("these scores are not of the same cost" in warning for warning in reporter.warnings)
 
 
 def test_a_baseline_of_one_kind_leaves_the_other_as_it_was() -> None:

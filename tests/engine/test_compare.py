@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,13 @@ def test_errors_on_relative_axes_are_shares_of_the_full_score(tmp_path: Path) ->
     assert (relative.cost, relative.score, relative.error) == pytest.approx((2.0, 200 / 3, 4 / 3))
 
 
+def test_errors_of_shares_are_those_of_pairs_where_they_are_known(tmp_path: Path) -> None:
+    """A trimmed model that says what its full model says keeps all of it, without an error."""
+    same = {**result("ours", 0, "1100", full="1100"), "difference": {"mean": 0.0, "se": 0.0}}
+    (row,) = compare([write(tmp_path / "r", same)])["groups"][0]["rows"]
+    assert (row["score_se"], row["retained"], row["retained_se"]) == (0.01, 1.0, 0.0)
+
+
 def test_errors_over_seeds_on_relative_axes_are_those_of_the_shares(tmp_path: Path) -> None:
     """Every seed has a full model of its own: shares of 2/3 and 1, half of their difference."""
     folder = write(
@@ -250,6 +258,26 @@ def test_runs_on_other_data_or_with_the_same_seed_are_not_pooled(tmp_path: Path)
     groups = compare([str(tmp_path)])["groups"]
     assert [group["data"] for group in groups] == ["scenes grid=4", "scenes grid=8"]
     assert [row["method"][-3:] for row in groups[0]["rows"]] == ["(a)", "(b)"]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        lambda place: {"name": "vqa", "data": {"name": "jsonl", "data_dir": place}},
+        lambda place: {"name": "my.task", "data_dir": place},
+    ],
+)
+def test_folders_of_own_data_are_other_data(task: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+    """Wherever they lie; a reader of an official layout finds the same in every folder."""
+    content = result("", 0, "1101")
+    del content["task"], content["method"], content["density"], content["seed"]
+    for seed, place in enumerate(("here/birds", "there/birds", "here/cars")):
+        run_folder(tmp_path / str(seed), {**RECIPE, "seed": seed, "task": task(place)}, content)
+    groups = compare([str(tmp_path)])["groups"]
+    assert [(group["data"].split("folder=")[1], group["rows"][0]["seeds"]) for group in groups] == [
+        ("birds", 2),
+        ("cars", 1),
+    ]
 
 
 def test_runs_of_other_recipes_are_no_repetitions(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from smarttrim_cli.engine.breakdown import PARTS as PARTS_OF_WORK
-from smarttrim_cli.engine.profile import _count, _measure, profile
+from smarttrim_cli.engine.profile import _count, _measure, _of_one_size, profile
 from smarttrim_cli.engine.profile_report import Measured, explanation, for_summary
 from smarttrim_cli.engine.report import SilentReporter
 from smarttrim_cli.engine.runs import Run
@@ -96,6 +96,14 @@ def test_instances_that_fill_no_batch_are_said_to_be_left_out(trained: Path) -> 
     report = profile(str(trained), num_instances=8, batch_size=3, device="cpu", reporter=reporter)
     assert report["instances"] == 6
     assert "2 instances that fill no batch of 3 are left out" in reporter.messages
+
+
+def test_batches_are_of_the_size_of_most() -> None:
+    """A first batch that a broken image made smaller is the odd one."""
+    reporter = Recorder()
+    batches: Any = [range(size) for size in (7, 8, 8, 3)]
+    assert [len(batch) for batch in _of_one_size(batches, reporter)] == [8, 8]
+    assert reporter.messages == ["10 instances that fill no batch of 8 are left out"]
 
 
 @pytest.mark.parametrize("kernels", ["prepared", "host"])

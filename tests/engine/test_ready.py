@@ -14,6 +14,7 @@ from smarttrim_cli.engine import baselines, validation
 from smarttrim_cli.engine import evaluate as evaluation
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.inference import make_ready, predict
+from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.prepared import PreparedLinear, usable
 from tests.engine.tiny_run import tiny_recipe
 from tests.tiny import paper_model, ragged_inputs
@@ -25,6 +26,22 @@ QUESTION = "is there a red circle?"
 
 def is_prepared(model: torch.nn.Module) -> bool:
     return any(isinstance(module, PreparedLinear) for module in model.modules())
+
+
+def test_pictures_are_turned_as_files_are(trained: Path, tmp_path: Path) -> None:
+    """As their EXIF data say."""
+    pixels = torch.arange(24 * 16 * 3).remainder(251).byte().view(16, 24, 3).numpy()
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    model = smarttrim_cli.load(trained)
+    by_file, by_picture = (
+        model.predict(one, QUESTION) for one in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png"))
+    )
+    assert (by_file.answer, by_file.score) == (by_picture.answer, by_picture.score)
+    with pytest.raises(UserError, match="too long and thin"):
+        model.predict(Image.new("RGB", (3000, 1)), QUESTION)
 
 
 @torch.no_grad()
@@ -54,9 +71,9 @@ def test_evaluation_is_ready_and_training_is_not(tmp_path: Path, monkeypatch: py
     seen: list[tuple[str, bool]] = []
 
     def noting(where: str) -> Any:
-        def noted(bundle: Any, *args: Any) -> Any:
+        def noted(bundle: Any, *args: Any, **settings: Any) -> Any:
             seen.append((where, bundle.model.prepared or is_prepared(bundle.model)))
-            return predict(bundle, *args)
+            return predict(bundle, *args, **settings)
 
         return noted
 

@@ -339,6 +339,25 @@ def test_what_was_trained_outlives_a_calibration_that_fails(
     assert summary["steps"] == 2 and (tmp_path / "run/model/config.json").exists()
 
 
+def test_what_was_trained_outlives_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = ("train.max_steps=4", "evaluate.max_instances=8")
+    step = Trainer._step
+
+    def third_fails(self: Trainer, loader: Any) -> dict[str, float]:
+        if self.progress.step == 2:
+            raise UserError("the image is damaged")
+        return step(self, loader)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="the image is damaged"):
+        patch.setattr(Trainer, "_step", third_fails)
+        finetune(tiny_recipe(tmp_path, *steps))
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-2"]
+    finetune(tiny_recipe(tmp_path, *steps), resume="auto")
+    (tmp_path / "other").mkdir()
+    finetune(tiny_recipe(tmp_path / "other", *steps))
+    assert tree(tmp_path / "run/model") == tree(tmp_path / "other/run/model")
+
+
 @pytest.mark.parametrize(("every", "step"), [(1, 1), (None, 2)])
 def test_what_was_trained_outlives_an_evaluation_that_fails(
     every: int | None, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
