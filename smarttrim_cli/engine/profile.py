@@ -137,6 +137,8 @@ def _subject_model(
         backbone = model.backbone
         reporter.message("random weights, inputs and decisions: costs are real, answers mean nothing")
         batch = max(batch_size, 1)
+        if num_instances > batch:
+            _say_left_out(num_instances % batch, batch, reporter)
         examples = [
             Batch(
                 backbone.example_inputs(backbone.form.text_tokens, batch=batch, seed=index),
@@ -170,10 +172,13 @@ def _of_one_size(data: list[Batch], reporter: Reporter) -> list[Batch]:
     sizes = Counter(map(len, data))
     size = max(sizes, key=lambda size: (size * sizes[size], size))
     whole = [batch for batch in data if len(batch) == size]
-    left = sum(map(len, data)) - sum(map(len, whole))
+    _say_left_out(sum(map(len, data)) - sum(map(len, whole)), size, reporter)
+    return whole
+
+
+def _say_left_out(left: int, size: int, reporter: Reporter) -> None:
     if left:
         reporter.message(f"{left} instances that fill no batch of {size} are left out")
-    return whole
 
 
 def _measure(

@@ -122,10 +122,14 @@ def test_weights_of_static_heads_are_no_activations(tmp_path: Path, kernels: str
 
 
 def test_random_weights_at_the_recipes_speedup(tmp_path: Path) -> None:
+    reporter = Recorder()
+    sizes: dict[str, Any] = {"num_instances": 260, "batch_size": 64}
     report = profile(
-        str(recipe_file(tmp_path)), random_weights=True, num_instances=256, batch_size=64, device="cpu"
+        str(recipe_file(tmp_path)), random_weights=True, **sizes, device="cpu", reporter=reporter
     )
     assert_complete(report, single=False)
+    assert report["instances"] == 256
+    assert "4 instances that fill no batch of 64 are left out" in reporter.messages
     assert report["simulated_decisions"] is True
     assert report["speedup"]["macs"] == pytest.approx(1.5, rel=0.02)
 
