@@ -91,8 +91,9 @@ def _claims(cells: Cells) -> Iterator[Row]:
     for ratio in (2.0, 2.5):
         for switch in ("no_stable_init", "no_curriculum"):
             yield _beats(cells, _ORDINARY, PAPER, switch, ratio, 0.30)
-    for switch in ("no_stable_init", "no_curriculum"):
-        yield _beats(cells, _NLVR2, PAPER, switch, 2.0, 0.30)
+    for method, prefix in ((PAPER, ""), (_STEADY, f"{_STEADY}_")):
+        for switch in ("no_stable_init", "no_curriculum"):
+            yield _beats(cells, _NLVR2, method, f"{prefix}{switch}", 2.0, 0.30)
     for switch, ratios in (("no_stable_init", (2.0, 2.5)), ("no_curriculum", (2.5, 3.0))):
         for ratio in ratios:
             yield _beats(cells, _ORDINARY, _STEADY, f"{_STEADY}_{switch}", ratio, 0.30)
