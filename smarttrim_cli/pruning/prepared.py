@@ -183,12 +183,17 @@ def joined_linear(linears: Sequence[nn.Linear], x: Tensor) -> Tensor | None:
         linears: Layers of the same input, either all with a bias or none.
         x: (..., D).
     """
-    if not usable(x) or not all(isinstance(linear, PreparedLinear) for linear in linears):
+    if not all(isinstance(linear, PreparedLinear) for linear in linears):
+        return None
+    layout = cast(PreparedLinear, linears[0])._layout
+    if not usable(x):
+        if torch.is_grad_enabled():  # what learns may not be the first
+            layout.joined.clear()
         return None
     outputs = sum(linear.out_features for linear in linears)
     if outputs * linears[0].in_features < MIN_WEIGHTS and x.numel() * outputs < MIN_MACS:
         return None
-    joined = cast(PreparedLinear, linears[0])._layout.with_others(linears)
+    joined = layout.with_others(linears)
     assert _OPERATORS is not None
     out: Tensor = _OPERATORS[0](x, joined.laid_out, joined.bias, "none", [], "")
     return out

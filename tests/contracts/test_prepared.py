@@ -178,6 +178,19 @@ def test_layers_are_joined_where_prepared_ones_can_be_used(monkeypatch: pytest.M
     assert joined_linear(tuple(linears), torch.randn(4, 8)) is not None
 
 
+def test_what_is_joined_follows_a_fused_optimizer() -> None:
+    """Which torch does not count as a change; of the layers the first may be one that does not learn."""
+    linears, x = joined(), torch.randn(3, 8)
+    linears[0].requires_grad_(False)
+    joined_linear(tuple(linears), x)
+    optimizer = torch.optim.AdamW([p for p in linears.parameters() if p.requires_grad], lr=0.1, fused=True)
+    with torch.enable_grad():
+        assert joined_linear(tuple(linears), x) is None
+        torch.cat([linear(x) for linear in linears], -1).square().sum().backward()
+    optimizer.step()
+    assert_close(joined_linear(tuple(linears), x), torch.cat([linear(x) for linear in linears], -1), **CLOSE)
+
+
 def test_what_is_joined_in_inference_mode_serves_elsewhere() -> None:
     linears, x = joined(), torch.randn(3, 8)
     with torch.inference_mode():

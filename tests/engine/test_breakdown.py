@@ -114,17 +114,23 @@ def _tensors(output: Any) -> list[torch.Tensor]:
     return [value for value in values if isinstance(value, torch.Tensor)]
 
 
-@torch.no_grad()
-def test_as_many_projections_and_mlps_as_the_host_has() -> None:
-    """Two encoders of two layers and two co-attention layers per side, on one instance."""
-    model = paper_model()
+def entered_by(model: TrimmedModel, mode: str) -> list[tuple[str, Any]]:
+    """Parts and places that a pass over one instance enters, in order."""
     inputs = {name: tensor[:1] for name, tensor in ragged_inputs(model.backbone).items()}
     entered: list[tuple[str, Any]] = []
     watch = Stopwatch(lambda: None)
     watch.enter = lambda part: entered.append((part, watch.place))  # type: ignore[method-assign]
     watch.leave = lambda: None  # type: ignore[method-assign]
     with watched(model, watch):
-        model(inputs, "full")
+        model(inputs, mode, instance_ids=ids()[:1])
+    return entered
+
+
+@torch.no_grad()
+def test_as_many_projections_and_mlps_as_the_host_has() -> None:
+    """Two encoders of two layers and two co-attention layers per side, on one instance."""
+    model = paper_model()
+    entered = entered_by(model, "full")
     parts = [part for part, _ in entered]
     assert parts.count("projections") == 2 * 2 + 2 * 4 + 2 * 2 * 8  # timm: qkv, proj; BERT: four
     assert parts.count("mlps") == 2 * 1 + (2 + 2 * 2) * 2  # timm: mlp; BERT: intermediate, output
@@ -141,13 +147,7 @@ def test_projections_that_are_joined_are_found(head_trimmer: str, monkeypatch: p
     """Queries, keys and values of a prepared model, and what static heads leave of weights."""
     monkeypatch.setattr(prepared, "MIN_WEIGHTS", 1)
     model = rank_heads(attach(paper_model().backbone, "cross_modal", head_trimmer), 0.5).prepare()
-    inputs = {name: tensor[:1] for name, tensor in ragged_inputs(model.backbone).items()}
-    entered: list[tuple[str, Any]] = []
-    watch = Stopwatch(lambda: None)
-    watch.enter = lambda part: entered.append((part, watch.place))  # type: ignore[method-assign]
-    watch.leave = lambda: None  # type: ignore[method-assign]
-    with watched(model, watch):
-        model(inputs, "packed", instance_ids=ids()[:1])
+    entered = entered_by(model, "packed")
     for place, calls in ((("vision", 0), 2), (("text", 2), 5)):  # cross: qkv, out; q, kv, out
         assert entered.count(("projections", place)) == calls
 
