@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -79,6 +80,10 @@ def leave_group_at_exit() -> None:
 
 
 def leave_group() -> None:
-    """Leave the group of processes that work together; nothing outside of one."""
+    """Leave the group of processes that work together; nothing outside of one.
+
+    What was trained by several processes holds on to the group, and itself lies in circles of references.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
         torch.distributed.destroy_process_group()

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,15 @@ def test_a_state_of_another_step_is_none_of_the_folder(stopped: Path) -> None:
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 
+@pytest.fixture
+def _heeds_hangups() -> Iterator[None]:
+    """Also where the tests run under nohup, which a training respects."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_heeds_hangups")
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_ends_training_with_a_checkpoint(
     name: str, uninterrupted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
