@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from smarttrim_cli.engine import ending, validation
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.stopping import Stopped
 from smarttrim_cli.engine.trainer import Trainer
@@ -332,85 +331,6 @@ def test_a_best_model_of_later_steps_goes_too(
     assert (tmp_path / "run/best").exists()
     interrupted(monkeypatch, recipe, after=3, resume=str(tmp_path / "run/checkpoints/step-3"))
     assert not (tmp_path / "run/best").exists()
-
-
-def test_what_was_trained_outlives_a_calibration_that_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(trainer: Trainer) -> None:
-        raise UserError("the image is damaged")
-
-    recipe = tiny_recipe(tmp_path, "train.max_steps=2", "evaluate.max_instances=8")
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="the image is damaged"):
-        patch.setattr(ending, "calibrate_budget", broken)
-        finetune(recipe)
-    assert not (tmp_path / "run/model").exists()
-    summary = finetune(recipe, resume="auto")
-    assert summary["steps"] == 2 and (tmp_path / "run/model/config.json").exists()
-
-
-def test_what_was_trained_outlives_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = ("train.max_steps=4", "evaluate.max_instances=8")
-    step = Trainer._step
-
-    def third_fails(self: Trainer, loader: Any) -> dict[str, float]:
-        if self.progress.step == 2:
-            raise UserError("the image is damaged")
-        return step(self, loader)
-
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="the image is damaged"):
-        patch.setattr(Trainer, "_step", third_fails)
-        finetune(tiny_recipe(tmp_path, *steps))
-    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-2"]
-    finetune(tiny_recipe(tmp_path, *steps), resume="auto")
-    (tmp_path / "other").mkdir()
-    finetune(tiny_recipe(tmp_path / "other", *steps))
-    assert tree(tmp_path / "run/model") == tree(tmp_path / "other/run/model")
-
-
-@pytest.mark.parametrize(("every", "step"), [(1, 1), (None, 2)])
-def test_what_was_trained_outlives_an_evaluation_that_fails(
-    every: int | None, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Amid training, and at its end, where the model is there already."""
-    steps = ("train.max_steps=2", "evaluate.max_instances=8", f"train.eval_steps={every or 'null'}")
-
-    def broken(*arguments: Any, **more: Any) -> None:
-        raise UserError("the image is damaged")
-
-    recipe = tiny_recipe(tmp_path, *steps)
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="the image is damaged"):
-        patch.setattr(validation, "predict", broken)
-        finetune(recipe)
-    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [f"step-{step}"]
-    assert (tmp_path / "run/model").exists() is (every is None)
-    finetune(recipe, resume="auto")
-    (tmp_path / "other").mkdir()
-    finetune(tiny_recipe(tmp_path / "other", *steps))
-    assert tree(tmp_path / "run/model") == tree(tmp_path / "other/run/model")
-
-
-def test_trimmers_outlive_a_calibration_that_fails_after_taking_them_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = "pruning.calibrate={remove_unprofitable: true, call_macs: 1.0e+4, tolerance: 0.02}"
-    recipe = tiny_recipe(tmp_path, "train.max_steps=2", "train.save_steps=2", settings)
-    calls, calibrate = [], ending.calibrate
-
-    def second_fails(*arguments: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return calibrate(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ending, "calibrate", second_fails)
-        finetune(recipe)
-    finetune(recipe, resume="auto")
-    (tmp_path / "other").mkdir()
-    whole = tiny_recipe(tmp_path / "other", "train.max_steps=2", "train.save_steps=2", settings)
-    finetune(whole)
-    assert tree(tmp_path / "run/model") == tree(tmp_path / "other/run/model")
 
 
 def test_results_of_a_model_do_not_outlive_it(stopped: Path) -> None:
