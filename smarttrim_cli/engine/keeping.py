@@ -45,7 +45,7 @@ def kept_if_it_fails(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def kept_if_data_fail(trainer: Trainer) -> Iterator[None]:
-    """A step: a bad sample is met before it changes anything. Of several processes the others do not know."""
+    """A step: a bad sample is met before weights change. Of several processes the others do not know."""
     try:
         yield
     except UserError:

@@ -374,14 +374,14 @@ def trim(**layers: tuple[int, Tensor]) -> tuple[Tensor, ...]:
     return tuple(context.trim(layers).values())
 
 
-def leave(stream: str, hidden: Tensor, valid_RN: Tensor | None = None, cls: bool = True) -> Tensor:
+def leave(stream: str, hidden: Tensor, cls: bool = True, valid_RN: Tensor | None = None) -> Tensor:
     """CLS vectors (R, D) of a stream, remembered as guidance for the others.
 
     Args:
         stream: Its name.
         hidden: Its tokens.
-        valid_RN: As for ``enter``: without a context, the mean of a stream without a CLS leaves padding out.
         cls: As for ``enter``.
+        valid_RN: As for ``enter``: without a context, the mean of a stream without a CLS leaves padding out.
 
     Raises:
         ValueError: ``cls`` is not as it was for ``enter``.

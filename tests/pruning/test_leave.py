@@ -23,9 +23,9 @@ def context(mode: str) -> Iterator[None]:
 @pytest.mark.parametrize("mode", ["masked", "packed"])
 def test_padding_counts_in_no_mean(mode: str, cls: bool) -> None:
     hidden, valid = torch.randn(2, 5, 8), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    plain = leave("text", enter("text", hidden, valid, cls=cls), valid, cls=cls)
+    plain = leave("text", enter("text", hidden, valid, cls=cls), cls=cls, valid_RN=valid)
     with context(mode):
-        assert_close(leave("text", enter("text", hidden, valid, cls=cls), valid, cls=cls), plain)
+        assert_close(leave("text", enter("text", hidden, valid, cls=cls), cls=cls, valid_RN=valid), plain)
 
 
 @pytest.mark.parametrize("mode", ["masked", "packed"])
