@@ -17,7 +17,7 @@ from smarttrim_cli.metrics.seeds import paired_over_seeds
 _ORDINARY, _DENSE, _NLVR2 = "meter_vqa", "meter_vqa_dense", "meter_nlvr2"
 _LONG, _PAPER_LONG = "ours_long", "smarttrim_long"
 _WORDS, _WORDS_LONG = "ours_words", "ours_words_long"
-_HEADS, _ALL = "ours_heads", "ours_all"
+_HEADS, _ALL, _ALL_LONG = "ours_heads", "ours_all", "ours_all_long"
 _STEADY, _WHOLE, _WHOLE_LONG = "steady", "steady_no_curriculum", "steady_no_curriculum_long"
 _RETAINED = {
     (_ORDINARY, PAPER): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
@@ -31,6 +31,7 @@ _RETAINED = {
     (_ORDINARY, _ALL): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
     (_ORDINARY, _LONG): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
     (_ORDINARY, _WORDS_LONG): {2.0: 0.98, 3.0: 0.95},
+    (_ORDINARY, _ALL_LONG): {1.5: 0.99, 2.0: 0.98, 3.0: 0.95},
     (_DENSE, OURS): {2.5: 0.97, 3.5: 0.90},
     (_DENSE, _HEADS): {2.5: 0.97, 3.5: 0.90},
 }
@@ -46,6 +47,7 @@ _NAMES = {
     _ALL: "ours, words and heads too",
     _LONG: "ours with twice the steps",
     _WORDS_LONG: "ours, words too, with twice the steps",
+    _ALL_LONG: "ours, words and heads too, with twice the steps",
     _ORDINARY: "ordinary",
     _DENSE: "dense",
     _NLVR2: "NLVR2",

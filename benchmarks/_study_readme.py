@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- study:begin -->", "<!-- study:end -->"
 _COLUMNS = (("meter_vqa", 2.0), ("meter_vqa", 3.0), ("meter_vqa_dense", 2.5))
 _NAMES = {"meter_vqa": "ordinary scenes", "meter_vqa_dense": "dense scenes"}
-_SHOWN_TOO = ("ours_local", "smarttrim_long", "ours_long", "ours_words_long")
+_SHOWN_TOO = ("ours_local", "smarttrim_long", "ours_long", "ours_words_long", "ours_all_long")
 _NOT_SHOWN = ("checkpoint", "trips_plain", "low_resolution")
 
 
