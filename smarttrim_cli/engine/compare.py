@@ -331,8 +331,8 @@ def _difference_to_full(row: Row) -> Difference | None:
     means = [
         known.get("mean", model.score - full.score) for known, (model, full) in zip(found, pairs, strict=True)
     ]
-    errors = [_error(known.get("se")) for known in found]
-    return matched_over_seeds(means, errors, paired=not any(map(math.isnan, errors)))
+    errors = [known.get("se", _separate_error(*pair)) for known, pair in zip(found, pairs, strict=True)]
+    return matched_over_seeds(means, errors, paired=all("se" in known for known in found))
 
 
 def _compared_with(row: Row, rows: Sequence[Row], reference: str) -> Row | None:
@@ -353,7 +353,7 @@ def _difference(row: Row, other: Row) -> Difference:
         paired = _paired(pairs)
         if paired is not None:
             return paired
-        errors = [math.hypot(_error(one.error), _error(two.error)) for one, two in pairs]
+        errors = [_separate_error(*pair) for pair in pairs]
         return matched_over_seeds([one.score - two.score for one, two in pairs], errors)
     return unmatched(
         [result.model.score for result in row.results],
@@ -369,6 +369,11 @@ def _paired(pairs: Sequence[tuple[Side, Side]]) -> Difference | None:
         return None
     first, second = ([[pair[place].scores[i] for i in ids] for pair in pairs] for place in (0, 1))
     return paired_over_seeds(first, second)
+
+
+def _separate_error(one: Side, two: Side) -> float:
+    """Standard error over instances of a difference of two sides that were measured separately."""
+    return math.hypot(_error(one.error), _error(two.error))
 
 
 def _error(value: float | None) -> float:

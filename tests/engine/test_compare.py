@@ -176,6 +176,15 @@ def test_without_scores_of_instances_seeds_and_own_errors_are_used(tmp_path: Pat
     assert "predictions.jsonl" in listener.heard[0]
 
 
+def test_errors_of_both_models_count_where_that_of_their_difference_is_not_known(tmp_path: Path) -> None:
+    contents = [result("ours", seed, scores) for seed, scores in ((0, "1100"), (1, "1101"))]
+    for content in contents:
+        del content["trimmed"]["scores"], content["full"]["scores"]
+    difference = rows(compare([write(tmp_path / "r", *contents)]))["ours@2.0x"]["difference"]
+    assert (difference["mean"], difference["paired"]) == (-0.375, False)
+    assert difference["se_instances"] == pytest.approx(0.01 * math.sqrt(2))
+
+
 @pytest.mark.parametrize("more", ["ours", "local"])
 def test_seeds_that_only_one_side_has_count(tmp_path: Path, more: str) -> None:
     """The difference is that of the means shown, not that of the seeds that happen to be shared."""
