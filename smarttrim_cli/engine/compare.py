@@ -19,7 +19,7 @@ from smarttrim_cli.engine.levels import Level, differing_keys, levels
 from smarttrim_cli.engine.pareto import draw, front
 from smarttrim_cli.engine.published import published_note, published_points
 from smarttrim_cli.engine.report import Reporter, SilentReporter
-from smarttrim_cli.engine.results import PREDICTIONS, Result, Side, read_results, result_name
+from smarttrim_cli.engine.results import PREDICTIONS, Result, Side, distinct_names, read_results
 from smarttrim_cli.errors import UserError, some
 from smarttrim_cli.metrics.seeds import (
     Difference,
@@ -236,8 +236,9 @@ def _rows(results: Sequence[Result], reporter: Reporter) -> Iterable[Row]:
         if len({result.seed for result in members}) == len(members) and not differing:
             yield Row(method, level, tuple(sorted(members, key=lambda r: (r.seed is None, r.seed or 0))))
         else:
-            for result in members:
-                yield Row(f"{method}({result_name(result.source)})", level, (result,))
+            names = distinct_names([result.source for result in members])
+            for name, result in zip(names, members, strict=True):
+                yield Row(f"{method}({name})", level, (result,))
 
 
 def _entry(row: Row) -> dict[str, Any]:

@@ -154,6 +154,16 @@ def result_name(source: str | Path) -> str:
     return Path(source).name.removesuffix(".json")
 
 
+def distinct_names(sources: Sequence[str]) -> list[str]:
+    """Names of results, each with as much of its path as it takes to tell them apart, else with a number."""
+    paths = [Path(source) for source in sources]
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = [str(Path(*path.parts[-depth:])).removesuffix(".json") for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{result_name(source)} {number}" for number, source in enumerate(sources, 1)]
+
+
 def _named(target: str) -> tuple[str | None, Path]:
     """Split ``NAME=PATH``; a path may have a = of its own."""
     name, equals, rest = target.partition("=")

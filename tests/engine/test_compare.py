@@ -14,7 +14,7 @@ from smarttrim_cli.engine.compare import compare
 from smarttrim_cli.engine.pareto import _panel, front
 from smarttrim_cli.engine.published import published_note, published_points
 from smarttrim_cli.engine.report import SilentReporter
-from smarttrim_cli.engine.results import result_name
+from smarttrim_cli.engine.results import distinct_names, result_name
 from smarttrim_cli.errors import UserError
 
 RECIPE: dict[str, Any] = {
@@ -313,6 +313,26 @@ def test_names_keep_what_follows_a_dot(tmp_path: Path) -> None:
     found = [row["method"] for row in compare([str(tmp_path)])["groups"][0]["rows"]]
     assert [name.partition("(")[2] for name in found] == ["vqa_lr0.1)", "vqa_lr0.3)"]
     assert result_name("results/a.b.json") == "a.b"
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for place, scores in (("a", "1101"), ("b", "0000")):
+        write(tmp_path / place, result("ours", 0, scores))
+    report = compare([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert list(rows(report)) == ["ours(a/0)@2.0x", "ours(b/0)@2.0x"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "names"),
+    [
+        (["x/r", "y/s.json"], ["r", "s"]),
+        (["r", "x/r"], ["r", "x/r"]),
+        (["/x/a/r", "/y/a/r", "/y/b/r"], ["x/a/r", "y/a/r", "y/b/r"]),
+        (["x/r", "x/r.json"], ["r 1", "r 2"]),
+    ],
+)
+def test_names_have_as_much_of_the_path_as_it_takes(sources: list[str], names: list[str]) -> None:
+    assert distinct_names(sources) == names
 
 
 def test_a_reference_that_is_several_rows_is_said(tmp_path: Path) -> None:
