@@ -20,7 +20,8 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_REQUIREMENT = re.compile(r"\s*([^<>=\s]+)\s*(>=|<=|==|>|<)\s*([^<>=\s]+)\s*")
+_REQUIREMENT = re.compile(r"\s*(.+?)\s*(>=|<=|==|>|<)\s*([^<>=\s]+)\s*")
+"""Its operator is the last one: names of ``compare`` have signs of their own, ``scenes,grid=4``."""
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,21 @@ def test_requirements(folder: str) -> None:
     assert "it is 0.95" in failed.stderr
 
 
+def test_requirements_of_groups_whose_names_have_signs_of_their_own(tmp_path: Path) -> None:
+    for grid, score in ((4, 0.9), (8, 0.7)):
+        content = {
+            "method": "a < b == c",
+            "task": "vqa",
+            "recipe": {"task": {"data": {"name": "scenes", "grid": grid, "kinds": {"a": 1}}}},
+            "trimmed": {"accuracy": score},
+        }
+        (tmp_path / f"{grid}.json").write_text(json.dumps(content), encoding="utf-8")
+    for grid, score in ((4, 0.9), (8, 0.7)):
+        name = f"vqa,scenes,grid={grid}:a_<_b_==_c@-.score"
+        run(str(tmp_path), "--require", f"{name}>={score}", "--require", f"{name} == {score}")
+        run(str(tmp_path), "--require", f"{name}>{score}", code=1)
+
+
 @pytest.mark.parametrize("form", ["text", "markdown", "csv"])
 def test_a_score_of_nothing_is_a_score(folder: str, form: str) -> None:
     for file in Path(folder).glob("*.json"):
