@@ -28,7 +28,8 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         if not math.isfinite(value):
             return "-"
-        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+        short = f"{value:.4g}"
+        return f"{value:,.0f}" if abs(float(short)) >= 10_000 else short
     if isinstance(value, int):
         return f"{value:,}"
     return str(value)

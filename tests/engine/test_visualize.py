@@ -156,6 +156,7 @@ def test_layers_that_keep_the_same_are_merged() -> None:
 
 def test_numbers_in_words() -> None:
     assert [format_macs(value) for value in (7.4812e6, 88.12e9, 2.5e3)] == ["7.48 M", "88.1 G", "2.5 k"]
+    assert [format_macs(value) for value in (9.994e8, 9.996e8, 999.7e3)] == ["999 M", "1 G", "1 M"]
     assert format_reduction(2.0) == "2.00× fewer MACs"
     assert format_reduction(0.8) == "1.25× more MACs"
 

@@ -156,7 +156,8 @@ def format_reduction(reduction: float) -> str:
 
 def format_macs(macs: float) -> str:
     """``3.73 M``, ``11.2 G``."""
+    rounded = float(f"{macs:.3g}")  # first, or 999.6 M would be 1e+03 M
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if macs >= size:
-            return f"{macs / size:.3g} {unit}"
-    return f"{macs / 1e3:.3g} k"
+        if rounded >= size:
+            return f"{rounded / size:.3g} {unit}"
+    return f"{rounded / 1e3:.3g} k"
