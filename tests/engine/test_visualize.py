@@ -347,6 +347,14 @@ def test_losses_say_that_terms_are_unweighted(
     assert made[0].figure.axes[0].get_ylabel() == note
 
 
+def test_a_loss_of_0_has_no_place_on_a_logarithmic_axis(made: list[Canvas], tmp_path: Path) -> None:
+    records = [{"step": step, "loss": loss} for step, loss in ((1, 100.0), (2, 0.0), (3, 1.0))]
+    draw_curves(tmp_path / "c.png", "run", records, "accuracy")
+    axes = made[0].figure.axes[0]
+    places = axes.transData.transform(axes.get_lines()[0].get_xydata())
+    assert np.isfinite(places[:, 1]).tolist() == [True, False, True]
+
+
 def test_heads_of_many_sizes(tmp_path: Path) -> None:
     tables = [HeadTable("a", ["cross 1"], np.ones((1, 24))), HeadTable("b", ["vision 1"], np.zeros((1, 2)))]
     assert Image.open(draw_heads(tmp_path / "h.png", tables, 3)).width == 1728

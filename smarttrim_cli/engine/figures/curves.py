@@ -159,7 +159,7 @@ def _losses(axes: Axes, training: History) -> None:
             axes.plot(steps, values, color=color, label=name, **look)
             drawn += positive
     if max(drawn, default=1.0) > _LOG_ABOVE * min(drawn, default=1.0):
-        axes.set_yscale("log")
+        axes.set_yscale("log", nonpositive="mask")  # clipped, a loss of 0 would be a stroke to the frame
         notes.append("log scale")
     else:
         axes.set_ylim(bottom=0)
