@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from smarttrim_cli.cli.common import AsJson, Require, check_output, print_and_write
+from smarttrim_cli.cli.common import AsJson, Require, check_apart, check_output, print_and_write
 from smarttrim_cli.cli.console import Console
 from smarttrim_cli.cli.require import enforce, parse_requirements
 from smarttrim_cli.errors import UserError
@@ -78,6 +78,7 @@ def compare(
             hint=f"{', '.join(endings)}; or --format",
         )
     check_output(plot, "--plot")
+    check_apart(output=output, plot=plot)
     from smarttrim_cli.engine.compare import compare as run
 
     result = run(

@@ -123,6 +123,12 @@ def test_what_is_of_another_kind_deeper_inside(folder: str) -> None:
     assert f'error: {file}: full.accuracy is "good", not a number' in run(folder, code=2).stderr
 
 
+def test_the_table_is_not_written_over_the_picture(folder: str, tmp_path: Path) -> None:
+    same = str(tmp_path / "same.svg")
+    said = run(folder, "--format", "text", "-o", same, "--plot", same, code=2).stderr
+    assert "--output and --plot would write one file" in said and not Path(same).exists()
+
+
 def test_mistakes(folder: str, tmp_path: Path) -> None:
     assert "no such run directory" in run(str(tmp_path / "none"), code=2).stderr
     assert "contradict" in run(folder, "--json", "--format", "csv", code=2).stderr
