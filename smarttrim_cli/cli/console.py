@@ -59,7 +59,8 @@ class Console:
 
     def _print(self, text: str) -> None:
         if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            console = self._progress.console
+            console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
             with suppress(OSError):  # nobody reads on: no reason to lose the work
                 print(text, file=sys.stderr, flush=True)
@@ -147,7 +148,7 @@ def _live_progress() -> Progress:
                     yield Text(task.fields["fields"], style="dim")
 
     return WithFields(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -97,6 +97,17 @@ def test_live_progress_on_a_terminal_nests_and_closes(monkeypatch: pytest.Monkey
     assert console._progress is None
 
 
+def test_live_progress_prints_texts_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    console = Console()
+    with console.track(1, "a:b:[c] :100:"):
+        console.message("x.jsonl:100: wrong [key]")
+    said = capsys.readouterr().err
+    assert "x.jsonl:100: wrong [key]" in said and "a:b:[c] :100:" in said
+
+
 def test_fields() -> None:
     assert format_fields({"loss": 0.123456, "phase": "warm-up"}) == "loss=0.1235 phase=warm-up"
     kept = {"kept/token.text": 0.8, "target/token.text": 0.75}
