@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -170,13 +171,20 @@ def _failure(console: Console, text: str, code: int) -> typer.Exit:
     return typer.Exit(code)
 
 
+def is_override(text: str) -> bool:
+    """Whether an argument is a ``KEY=VALUE``; whatever exists is a file or a folder."""
+    return "=" in text and not os.path.exists(
+        text
+    )  # where Path.exists() fails on what is too long for a name
+
+
 def split_target(arguments: Sequence[str] | None) -> tuple[str | None, list[str]]:
     """Separate ``[TARGET] [KEY=VALUE]...``.
 
     Raises:
         UserError: There is more than one target.
     """
-    overrides = [text for text in arguments or () if "=" in text and not Path(text).exists()]
+    overrides = [text for text in arguments or () if is_override(text)]
     targets = [text for text in arguments or () if text not in overrides]
     if len(targets) > 1:
         raise UserError(

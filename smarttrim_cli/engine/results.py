@@ -11,6 +11,7 @@ Scores of single instances, for paired tests, come from ``predictions.jsonl`` in
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,7 +168,7 @@ def distinct_names(sources: Sequence[str]) -> list[str]:
 def _named(target: str) -> tuple[str | None, Path]:
     """Split ``NAME=PATH``; a path may have a = of its own."""
     name, equals, rest = target.partition("=")
-    if not equals or Path(target).exists():
+    if not equals or os.path.exists(target):  # Path.exists() fails on what is too long for a name
         return None, Path(target)
     return name, Path(rest)
 

@@ -141,6 +141,15 @@ def test_two_targets_are_refused(fake_engine: Install) -> None:
     assert "expected one recipe or run directory, found a, b" in run("profile", "a", "b", code=2).stderr
 
 
+def test_an_override_may_be_longer_than_a_name(fake_engine: Install) -> None:
+    fake_engine("summary", lambda run: RESULT)
+    profile = Recorder(RESULT)
+    fake_engine("profile", profile)
+    long = f"task.data={{data_dir: {'d' * 300}}}"
+    run("profile", "runs/a", long)
+    assert profile.arguments["overrides"] == [long]
+
+
 def test_json_is_alone_on_stdout_and_output_is_the_same(fake_engine: Install, tmp_path: Path) -> None:
     fake_engine("evaluate", Recorder({**RESULT, "bad": float("nan")}))
     file = tmp_path / "new" / "result.json"

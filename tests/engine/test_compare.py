@@ -304,6 +304,12 @@ def test_runs_of_other_recipes_are_no_repetitions(tmp_path: Path) -> None:
     assert any("not pooled, their recipes differ in train.max_steps" in text for text in listener.heard)
 
 
+def test_a_name_before_a_long_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = write(Path("r" * 255), result("ours", 0, "1101"))
+    assert list(rows(compare([f"mine={folder}"]))) == ["mine@2.0x"]
+
+
 def test_names_keep_what_follows_a_dot(tmp_path: Path) -> None:
     """Of run directories; a file loses its ending."""
     content = result("", 0, "1101")
