@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from smarttrim_cli.cli import render
-from smarttrim_cli.cli.common import AsJson, Output, check_output, deliver, new_app, subcommand
+from smarttrim_cli.cli.common import AsJson, Output, check_output, deliver, is_override, new_app, subcommand
 from smarttrim_cli.cli.console import Console
 from smarttrim_cli.errors import UserError
 
@@ -72,8 +73,8 @@ def validate(
     Example: smarttrim recipes validate 'recipes/**/*.yaml'
     """
     check_output(output)
-    overrides = [text for text in arguments if "=" in text]
-    files = _expand([text for text in arguments if "=" not in text])
+    overrides = [text for text in arguments if is_override(text)]
+    files = _expand([text for text in arguments if text not in overrides])
     reports = [_validate(file, overrides) for file in files]
     text = "\n\n".join(_report_text(report) for report in reports)
     deliver(console, reports, text, as_json=as_json, output=output)
@@ -94,10 +95,11 @@ def schema(console: Console, output: Output = None) -> None:
 
 
 def _expand(patterns: Sequence[str]) -> list[str]:
-    """Files of patterns such as ``recipes/**/*.yaml``; other texts as they are."""
+    """Files of patterns such as ``recipes/**/*.yaml``; files and other texts as they are."""
     files: list[str] = []
     for pattern in patterns:
-        found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern]
+        is_pattern = glob.has_magic(pattern) and not os.path.exists(pattern)
+        found = sorted(glob.glob(pattern, recursive=True)) if is_pattern else [pattern]
         if not found:
             raise UserError("no file matches", where=pattern)
         files += found

@@ -251,6 +251,16 @@ def test_recipes_validate(fake_engine: Install, recipe_file: Path) -> None:
     assert "no file matches" in run("recipes", "validate", "nothing/*.yaml", code=2).stderr
 
 
+def test_recipes_validate_takes_files_with_any_name(fake_engine: Install, recipe_file: Path) -> None:
+    fake_engine("plan", lambda recipe: {"full_gmacs": 2.0})
+    names = ["lr=1/[a].yaml", "lr=1/r.yaml"]
+    Path("lr=1").mkdir()
+    for name in names:
+        Path(name).write_text(recipe_file.read_text(), encoding="utf-8")
+    reports = json.loads(run("recipes", "validate", *names, "seed=3", "--json").stdout)
+    assert [(report["file"], report["valid"]) for report in reports] == [(name, True) for name in names]
+
+
 def test_data_scenes_refuses_wrong_options(tmp_path: Path) -> None:
     result = run("data", "scenes", "--out", str(tmp_path / "s"), "seeed=1", code=2)
     assert 'override "seeed=1": seeed: unknown key; did you mean seed?' in result.stderr
