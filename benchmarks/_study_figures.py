@@ -23,9 +23,9 @@ from smarttrim_cli.engine.figures.canvas import (
     SKY,
     VERMILION,
     style,
-    write_bytes,
 )
 from smarttrim_cli.engine.figures.pareto import Panel, Point, draw_pareto
+from smarttrim_cli.engine.files import write_bytes
 
 _COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, MUTED, INK)
 _KINDS = {"relevant": BLUE, "other": ORANGE, "background": MUTED}

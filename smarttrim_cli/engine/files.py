@@ -21,16 +21,21 @@ _LONGEST_NAME = 200
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically; a device, a pipe or what a link points to is written as it stands."""
+    """Write a text file as :func:`write_bytes` does, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically; a device, a pipe or what a link points to is written as it stands."""
     if path.exists() and (path.is_symlink() or not path.is_file()):
         with naming(path):
-            path.write_text(text, encoding="utf-8", newline="\n")
+            path.write_bytes(content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{_short(path.name)}.{os.getpid()}.tmp")
     try:
         with naming(path, temporary):
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+            temporary.write_bytes(content)
             os.replace(temporary, path)
     finally:
         with suppress(OSError):  # the one that matters is under way

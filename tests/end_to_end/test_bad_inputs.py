@@ -169,6 +169,7 @@ def test_full_disk(run_here: Path, monkeypatch: pytest.MonkeyPatch, call: str) -
         monkeypatch.setattr(os, "replace", full)
     else:
         monkeypatch.setattr(Path, "write_text", full)
+        monkeypatch.setattr(Path, "write_bytes", full)
     text = smarttrim(
         "evaluate", "runs/tiny", "evaluate.max_instances=4", "--predictions-out", "p.jsonl", code=1
     )

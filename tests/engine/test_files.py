@@ -20,6 +20,7 @@ from smarttrim_cli.engine.files import (
     mend_folder,
     new_folder,
     remove,
+    write_bytes,
     write_json,
     write_text,
 )
@@ -116,6 +117,13 @@ def test_an_error_names_the_file_that_is_wanted(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError) as caught:
         write_json(tmp_path / "r.json", {})
     assert caught.value.filename == str(tmp_path / "r.json") and list(tmp_path.iterdir()) == []
+
+
+def test_what_a_link_to_a_file_points_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("real.png")
+    (tmp_path / "real.png").write_bytes(b"old")
+    write_bytes(tmp_path / "link.png", b"new")
+    assert (tmp_path / "link.png").is_symlink() and (tmp_path / "real.png").read_bytes() == b"new"
 
 
 def test_a_file_is_not_writable_in_a_folder_that_is_not(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smarttrim_cli.engine.figures.data import Pixels
-from smarttrim_cli.errors import naming
+from smarttrim_cli.engine.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -224,15 +223,3 @@ class Canvas:
         self.figure.savefig(buffer, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": None})
         write_bytes(path, buffer.getvalue())
         return path
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with naming(path):
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

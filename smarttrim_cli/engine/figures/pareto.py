@@ -21,8 +21,8 @@ from smarttrim_cli.engine.figures.canvas import (
     SKY,
     VERMILION,
     style,
-    write_bytes,
 )
+from smarttrim_cli.engine.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
