@@ -510,3 +510,10 @@ def test_pictures(tmp_path: Path, published: bool) -> None:
     vector = tmp_path / "p.svg"
     compare([folder], plot=vector, published=published)
     assert "<svg" in vector.read_text(encoding="utf-8")
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    name = r"_$\foo$"
+    folder = write(tmp_path / "r", result(name, 0, "1101", density=name))
+    picture = compare([folder], plot=tmp_path / "p.svg")["plot"]
+    assert Path(picture).read_text(encoding="utf-8").count(f"<!-- {name} -->") == 1

@@ -75,6 +75,7 @@ def draw_pareto(path: Path, rows: Sequence[Sequence[Panel]]) -> Path:
         path: PNG or SVG file; it is complete or absent.
         rows: At least one panel, at most two in a row.
     """
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -82,7 +83,7 @@ def draw_pareto(path: Path, rows: Sequence[Sequence[Panel]]) -> Path:
     looks = _looks(panels)
     columns = max(map(len, rows))
     width = (_WIDTH - 2 * _MARGIN - columns * _LEFT - (columns - 1) * (_GAP - _LEFT)) / columns
-    with style():
+    with style(), rc_context({"text.parse_math": False}):  # names are drawn as they are
         figure = Figure(figsize=(_WIDTH, 1.0), dpi=DPI, facecolor=PAPER)
         FigureCanvasAgg(figure)
         *legends, (_, end) = _legends(figure, looks, panels)
