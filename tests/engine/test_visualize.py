@@ -380,6 +380,14 @@ def test_style_leaves_the_callers_settings_alone() -> None:
         assert dict(matplotlib.rcParams.items()) == before
 
 
+def test_letters_that_the_font_lacks_are_no_warnings(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    with style():
+        draw_curves(tmp_path / "c.png", "日本", [{"step": 1, "loss": 1.0}], "accuracy")
+    assert not recwarn.list
+
+
 def test_page_escapes_what_users_write(tmp_path: Path) -> None:
     picture = tmp_path / "p.png"
     Image.new("RGB", (2, 2)).save(picture)
