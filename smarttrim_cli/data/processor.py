@@ -22,6 +22,21 @@ from smarttrim_cli.errors import UserError
 
 PREPROCESSING = "preprocessing.json"
 _SETTINGS = "tokenizer_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    _SETTINGS,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+"""What tokenizers are saved as, by their kind and by the version of transformers."""
+
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 """Special tokens at the ids that RoBERTa gives them: 0, 1, 2, 3."""
 

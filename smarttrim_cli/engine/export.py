@@ -6,14 +6,18 @@ On demand the backbone is also written in its official layout, for the code that
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from smarttrim_cli import registry
+from smarttrim_cli.data.processor import PREPROCESSING, TOKENIZER_FILES
 from smarttrim_cli.engine.artifact import (
+    CONFIG,
+    TRIMMERS,
+    WEIGHTS,
     Bundle,
     build_backbone,
     load_model,
@@ -34,6 +38,10 @@ COMPARED_INSTANCES = 8
 TOLERANCE = 1e-5
 OFFICIAL_FILE = "official.pth"
 """Name of the file in the official layout, for backbones that have no ``OFFICIAL_FILE`` of their own."""
+
+_MODEL_FILES = (CONFIG, WEIGHTS, TRIMMERS, PREPROCESSING, *TOKENIZER_FILES, "answers.json")
+_EXPORTED = {*_MODEL_FILES, "recipe.yaml", "README.md", OFFICIAL_FILE, "official.ckpt"}
+"""What exports write, of whichever model and with whichever options."""
 
 
 def export(
@@ -70,6 +78,7 @@ def export(
     check_writable(out, "--out", folder=True)
     subject = find_subject(target, overrides)
     run = require_model(subject, target)
+    _refuse_loss(out, run.model)
     warn_of_unused(overrides, reporter)
     bundle = load_model(run.model, section_of(subject.recipe.task), reporter.message)
     with new_folder(out) as folder:
@@ -86,7 +95,6 @@ def export(
                 f"the exported model differs from its source by {difference:.2e}", where=str(out)
             )
         files = sorted(path.name for path in folder.iterdir())
-        _refuse_loss(out, files)
     reporter.message(f"reloaded and compared on {compared} instances: largest difference {difference:.1e}")
     result = {
         "path": str(out),
@@ -137,7 +145,7 @@ def write_official(folder: Path, bundle: Bundle) -> str:
             where="--official",
             hint="without it, model.safetensors has all weights under the host's own names",
         )
-    name: str = getattr(plugin, "OFFICIAL_FILE", OFFICIAL_FILE)
+    name = _official_file(section)
     plugin.save_official(backbone, folder / name)
     fresh = build_backbone(section, Form.from_dict(bundle.config["form"]))
     for value in fresh.state_dict().values():
@@ -149,6 +157,11 @@ def write_official(folder: Path, bundle: Bundle) -> str:
     if wrong:
         raise CheckFailed(f"{name} does not give back {len(wrong)} weights, such as {wrong[0]}", where=name)
     return name
+
+
+def _official_file(section: Mapping[str, Any]) -> str:
+    """Name of the file in the official layout of the backbone in a recipe section."""
+    return str(getattr(registry.load("backbones", section["name"]), "OFFICIAL_FILE", OFFICIAL_FILE))
 
 
 def _refuse_taken(out: Path, overwrite: bool) -> None:
@@ -173,9 +186,11 @@ def _refuse_taken(out: Path, overwrite: bool) -> None:
             ) from error
 
 
-def _refuse_loss(out: Path, files: Sequence[str]) -> None:
-    """Refuse to replace a folder that holds more than what takes its place."""
-    lost = sorted(path.name for path in out.iterdir() if path.name not in files) if out.is_dir() else []
+def _refuse_loss(out: Path, model: Path) -> None:
+    """Refuse to replace a folder that holds more than exports write; plug-ins have names of their own."""
+    own = {_official_file(read_config(model)["backbone"]), *(path.name for path in model.iterdir())}
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    lost = sorted(found - _EXPORTED - own)
     if lost:
         raise UserError(
             f"holds other things than a model, so it is not replaced: {some(lost)}",

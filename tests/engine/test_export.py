@@ -20,7 +20,7 @@ from smarttrim_cli import registry
 from smarttrim_cli.engine.artifact import build_backbone, load_into, load_model, load_trimmers, read_tensors
 from smarttrim_cli.engine.card import _needed, call_of
 from smarttrim_cli.engine.evaluate import evaluate
-from smarttrim_cli.engine.export import export
+from smarttrim_cli.engine.export import _refuse_loss, export
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.profile import profile
 from smarttrim_cli.engine.summary import summary
@@ -166,6 +166,39 @@ def test_taken_folder_is_refused(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "old/stray").unlink()
     export(run, out=tmp_path / "old", overwrite=True)
     assert tree(tmp_path / "old").keys() == before.keys()
+
+
+def test_what_only_an_older_export_wrote_goes(exported: Path, tmp_path: Path) -> None:
+    out, before = tmp_path / "out", tree(exported / "exported")
+    shutil.copytree(exported / "exported", out)
+    for name in ("official.pth", "official.ckpt", "vocab.txt", "special_tokens_map.json"):
+        (out / name).touch()
+    export(str(exported / "run"), out=out, overwrite=True)
+    assert tree(out).keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    "name", ["trimmers.safetensors", "answers.json", "tokenizer.json", "own_labels.json"]
+)
+def test_a_model_of_another_kind_is_replaced(exported: Path, tmp_path: Path, name: str) -> None:
+    """Untrimmed, of a task without answers, ...; a task outside the package has labels of its own."""
+    for folder in (tmp_path / "model", tmp_path / "out"):
+        folder.mkdir()
+        shutil.copy(exported / "exported/config.json", folder)
+    (tmp_path / "out" / name).touch()
+    if name == "own_labels.json":
+        (tmp_path / "model" / name).touch()
+    _refuse_loss(tmp_path / "out", tmp_path / "model")
+
+
+def test_other_files_are_refused_before_the_work(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(exported / "exported", tmp_path / "out")
+    (tmp_path / "out/notes.txt").touch()
+    monkeypatch.setattr(sys.modules[export.__module__], "load_model", None)
+    with pytest.raises(UserError, match=r"it is not replaced: notes\.txt"):
+        export(str(exported / "run"), out=tmp_path / "out", overwrite=True)
 
 
 def test_folder_of_another_programs_model_is_never_replaced(exported: Path, tmp_path: Path) -> None:
