@@ -71,11 +71,17 @@ class Folders:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file; None if there is none."""
+    """A JSON file; None if there is none.
+
+    Raises:
+        SystemExit: It is damaged.
+    """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError) as error:
+        raise SystemExit(f"{path}: no result of a run ({error}); without it the run is made again") from error
 
 
 def to_do(runs: Iterable[StudyRun], folders: Folders, every: Callable[[str], StudyRun]) -> list[StudyRun]:
@@ -150,7 +156,7 @@ def _next(
 ) -> StudyRun | None:
     """The first run that can begin; those that never can are recorded as failed."""
     for run in list(waiting):
-        if run.start is None or folders.has_model(run.start):
+        if run.start is None or (run.start not in running and folders.has_model(run.start)):
             return run
         if run.start not in running and all(other.name != run.start for other in waiting):
             waiting.remove(run)
@@ -174,7 +180,9 @@ def _note(
 
 def _fail(run: StudyRun, error: str, folders: Folders, outcome: Outcome, say: Callable[[str], None]) -> None:
     error = error.replace(str(ROOT), ".")
-    write_json(folders.results / f"{run.name}.json", {"name": run.name, "method": run.method, "error": error})
+    if folders.result(run.name) is None:  # else it was made again for its model alone: what it found stays
+        failed = {"name": run.name, "method": run.method, "error": error}
+        write_json(folders.results / f"{run.name}.json", failed)
     outcome.failed.append(run.name)
     say(f"FAILED  {run.name}: {error}")
 

@@ -34,6 +34,7 @@ from smarttrim_cli.recipe import Recipe
 SPARSITIES = (0.0, 0.2, 0.4, 0.6, 0.8)
 SIZES = (224, 288, 384, 480)
 SPEEDUP = 2.0
+INSTANCES = 2
 
 
 def growth(
@@ -57,18 +58,21 @@ def growth(
 
 def _point(recipe: Recipe, rounds: int, speedup: float | None) -> dict[str, float]:
     backbone = backbone_of(recipe)
-    instances, fit = examples(backbone, 2), joined(examples(backbone, 4, 100))
+    instances, fit = examples(backbone, INSTANCES), joined(examples(backbone, 4, 100))
     groups = (lambda group: group == "token.vision") if speedup is None else (lambda group: True)
     model = trimmed_model(recipe, backbone, speedup, fit, groups, as_recipe=speedup is None).prepare()
     times = interleaved(
         {"full": lambda i: model(instances[i], "full"), "trimmed": lambda i: model(instances[i], "packed")},
-        2,
+        INSTANCES,
         rounds,
     )
-    trimmed, full = macs(model, instances[0])
+    trimmed, full = (sum(side) for side in zip(*(macs(model, one) for one in instances), strict=True))
     with torch.no_grad():
         memory = {
-            mode: peak_activation_bytes(lambda mode=mode: model(instances[0], mode)) / 2**20
+            mode: statistics.mean(
+                peak_activation_bytes(lambda mode=mode, one=one: model(one, mode)) / 2**20
+                for one in instances
+            )
             for mode in ("full", "packed")
         }
     return {

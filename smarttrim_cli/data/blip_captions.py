@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from smarttrim_cli.data.files import field, objects, read_json, texts
 from smarttrim_cli.data.samples import CaptionedImage, SampleId
 from smarttrim_cli.data.splits import Log, file_names, image_folder, joins_splits, unknown_split
+from smarttrim_cli.errors import UserError
 
 TASKS = ("retrieval", "captioning")
 
@@ -62,8 +63,10 @@ def read(
         caption = entry.get("caption")
         several = texts(entry, "caption", where) if isinstance(caption, list) else None
         captions.setdefault(field(entry, "image", str, where), []).extend(
-            several or (field(entry, "caption", str, where),)
+            one for one in several or (field(entry, "caption", str, where),) if one.strip()
         )
+    if bare := next((image for image, found in captions.items() if not found), None):
+        raise UserError(f"no caption for image {bare}, or blank ones alone", where=str(path))
     root = Path(options.images_dir or options.data_dir)
     for part in {str(Path(image).parent) for image in captions}:
         image_folder([root / part])

@@ -105,19 +105,19 @@ def _image_key(sample: CaptionedImage) -> Hashable:
 
 
 def _question(entry: Entry) -> VqaSample:
-    values = entry.values
     answers = _answers(entry)
     kind = _optional_text(entry, "type")
-    major = Counter(answers).most_common(1)[0][0] if answers else None
+    said = Counter(answer for answer in answers or () if answer)  # an annotator may have said nothing
+    major = said.most_common(1)[0][0] if said else None
     return VqaSample(
         id=_id(entry),
         images=entry.images,
         text=_text(entry, "question"),
-        image_id=values.get("image_id") or str(entry.images[0]),
+        image_id=_image_id(entry),
         answers=answers,
         question_type=_optional_text(entry, "question_type") or kind,
         answer_type=_optional_text(entry, "answer_type") or kind,
-        major_answer=major if values.get("answer") is None else _answer(entry),
+        major_answer=major if entry.values.get("answer") is None else _answer(entry),
         normalized=True,
     )
 
@@ -206,11 +206,19 @@ def _optional_text(entry: Entry, key: str) -> str | None:
 
 
 def _id(entry: Entry) -> SampleId:
-    value = entry.values.get("id")
+    return _optional_id(entry, "id", entry.id)
+
+
+def _image_id(entry: Entry) -> SampleId:
+    return _optional_id(entry, "image_id", str(entry.images[0]))
+
+
+def _optional_id(entry: Entry, key: str, default: SampleId) -> SampleId:
+    value = entry.values.get(key)
     if value is None:
-        return entry.id
+        return default
     if not isinstance(value, int | str) or isinstance(value, bool):
-        raise UserError(f"id is {value!r}, not a number or a text", where=entry.where)
+        raise UserError(f"{key} is {value!r}, not a number or a text", where=entry.where)
     if isinstance(value, str):
-        refuse_half_characters(value, "id", entry.where)
+        refuse_half_characters(value, key, entry.where)
     return value

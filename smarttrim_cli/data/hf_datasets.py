@@ -14,8 +14,9 @@ No code that comes with data is run: there are no loading scripts, only files in
 from __future__ import annotations
 
 import glob
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from smarttrim_cli.errors import UserError
 TASKS = tuple(KEYS)
 _SHARD = re.compile(r"(.+?)(-\d+-of-\d+(-[0-9a-f]+)?)?\.parquet")  # older hubs append a hash
 _METADATA = ("metadata.jsonl", "metadata.csv")
+_TEXTS = ("string", "large_string")
 _BATCH = 1000
 _COLUMN_KEYS = ("image", "images", *sorted({key for keys in KEYS.values() for key in keys}))
 
@@ -80,7 +82,9 @@ def read(options: Options, task: str, split: str, *, labelled: bool, log: Log = 
     table = _loaded(sources[split], place)
     columns = _image_columns(table, options, task, place)
     images = _images(table, columns, images_per_sample(task), folder, place)
-    values = _rows(table, _value_columns(table, options, task, place, labelled))
+    values = _rows(table, _value_columns(table, options, task, place, labelled), place)
+    if unread := sorted(options.columns.keys() - {*KEYS[task], _image_key(task)}):
+        log(f"task.data.columns: {task} does not read {', '.join(unread)}")
     samples, unlabelled_rows = [], 0
     label = table.features.get(str(options.columns.get("label", "label")))
     of_classes = labelled and "label" in KEYS[task] and getattr(label, "names", None) is not None
@@ -142,11 +146,15 @@ def _parquet(folder: Path) -> dict[str, Callable[[Any], Any]]:
 
 
 def _image_folders(folder: Path) -> dict[str, Callable[[Any], Any]]:
-    parts = [path for path in sorted(folder.iterdir()) if any((path / name).is_file() for name in _METADATA)]
-    found = {path.name: path for path in parts}
-    if any((folder / name).is_file() for name in _METADATA):
+    found = {path.name: path for path in sorted(folder.iterdir()) if _has_metadata(path)}
+    if _has_metadata(folder):
         found = {"train": folder}
     return {split: _of_builder("imagefolder", **_images_in(path)) for split, path in found.items()}
+
+
+def _has_metadata(folder: Path) -> bool:
+    """Not of one that cannot be read, such as ``lost+found``: ``Path.is_file`` raises there."""
+    return any(os.path.isfile(folder / name) for name in _METADATA)
 
 
 def _images_in(folder: Path) -> dict[str, Any]:
@@ -176,12 +184,42 @@ def _loaded(source: Callable[[Any], Any], place: str) -> Any:
 
 def _image_columns(table: Any, options: Options, task: str, place: str) -> list[str]:
     """The column of images: one for single images and lists of two, two for pairs in two columns."""
-    key = "image" if images_per_sample(task) == 1 else "images"
+    key = _image_key(task)
     named = options.columns.get(key, key)
     columns = [named] if isinstance(named, str) else named
+    lists = images_per_sample(task) > len(columns)
     for column in columns:
         _refuse_missing(table, key, column, place)
+        _refuse_no_images(table.features[column], key, column, lists, place)
     return columns
+
+
+def _image_key(task: str) -> str:
+    return "image" if images_per_sample(task) == 1 else "images"
+
+
+def _refuse_no_images(feature: Any, key: str, column: str, lists: bool, place: str) -> None:
+    """A column of numbers, say; a list is one of ``lists`` alone (whose lengths are looked at elsewhere)."""
+    inside = getattr(feature, "feature", feature) if lists else feature
+    known = {"bytes", "path"} & inside.keys() if isinstance(inside, Mapping) else _holds_images(inside)
+    if not known:
+        raise UserError(
+            f"column {column!r} (key {key}) holds no images, but {_kind(feature)}",
+            where=place,
+            hint="an image is a picture, the bytes of a file, its path, or {bytes, path}",
+        )
+
+
+def _holds_images(feature: Any) -> bool:
+    """Whether values are texts, bytes, or what the package calls an image."""
+    return getattr(feature, "dtype", None) in (*_TEXTS, "binary", "large_binary", "PIL.Image.Image")
+
+
+def _kind(feature: Any) -> str:
+    inside = getattr(feature, "feature", None)
+    if inside is not None:
+        return f"lists of {_kind(inside)}"
+    return f"{{{', '.join(feature)}}}" if isinstance(feature, Mapping) else str(feature.dtype)
 
 
 def _value_columns(table: Any, options: Options, task: str, place: str, labelled: bool) -> dict[str, str]:
@@ -223,20 +261,23 @@ class _Cells:
             yield from batch.to_pylist()
 
 
-def _rows(table: Any, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _rows(table: Any, columns: dict[str, str], place: str) -> Iterator[dict[str, Any]]:
     """Values of each row by key, classes by their names."""
     names = {key: getattr(table.features[column], "names", None) for key, column in columns.items()}
     if not columns:
         yield from ({} for _ in range(len(table)))
         return
-    for row in _Cells(table, sorted(set(columns.values()))):
-        yield {key: _named(row[column], names[key]) for key, column in columns.items()}
+    for number, row in enumerate(_Cells(table, sorted(set(columns.values())))):
+        where = f"{place}, row {number}"
+        yield {key: _named(key, row[column], names[key], where) for key, column in columns.items()}
 
 
-def _named(value: Any, names: list[str] | None) -> Any:
+def _named(key: str, value: Any, names: list[str] | None, where: str) -> Any:
     """The name of a class; None for -1, which stands for no label."""
     if names is None or not isinstance(value, int):
         return value
+    if not -1 <= value < len(names):
+        raise UserError(f"{key} is {value}, but there are {len(names)} classes", where=where)
     return names[value] if value >= 0 else None
 
 
@@ -268,7 +309,7 @@ def _path(value: Any, columns: list[str], where: str) -> str:
 
 def _is_text(feature: Any) -> bool:
     """Whether a column holds texts, or lists of texts."""
-    return getattr(getattr(feature, "feature", feature), "dtype", None) in ("string", "large_string")
+    return getattr(getattr(feature, "feature", feature), "dtype", None) in _TEXTS
 
 
 def _refuse_other_lengths(cells: _Cells, column: str, number: int, place: str) -> None:

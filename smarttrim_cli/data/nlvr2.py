@@ -116,7 +116,7 @@ def _has_statements(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             first = json.loads(next(filter(bytes.strip, file), b""))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(first, dict) and "sentence" in first
 

@@ -98,5 +98,7 @@ def _captions(content: object, path: Path) -> dict[int, list[str]] | None:
     for number, entry in enumerate(objects(content, "annotations", path)):
         where = f"{path}, annotation {number}"
         image_id = field(entry, "image_id", int, where)
-        captions.setdefault(image_id, []).append(field(entry, "caption", str, where).strip())
+        caption = field(entry, "caption", str, where).strip()
+        if caption:  # a blank one is no description
+            captions.setdefault(image_id, []).append(caption)
     return captions

@@ -52,7 +52,7 @@ def read_records(path: Path) -> list[Record]:
             raise UserError(f"cannot be read as JSON: {error}", where=f"{path}:{number}") from error
         if not isinstance(record, dict) or "id" not in record or "prediction" not in record:
             raise UserError("not a prediction: it needs the keys id and prediction", where=f"{path}:{number}")
-        if not isinstance(record["id"], int | str):
+        if not isinstance(record["id"], int | str) or isinstance(record["id"], bool):
             raise UserError(f"the id is {record['id']!r}, not a number or a text", where=f"{path}:{number}")
         if record["id"] in seen:
             raise UserError(

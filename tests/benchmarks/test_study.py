@@ -198,6 +198,21 @@ def test_without_what_it_begins_with_a_run_fails(folders: Folders) -> None:
     assert outcome.failed == [FULL, "meter_vqa-student-2.0x-s1"]
 
 
+def test_what_was_found_outlives_a_second_try_that_fails(folders: Folders) -> None:
+    run_all([no_full("")], folders, fake_launch(folders, []), 1, say=silent)
+    (folders.runs / FULL / "model" / "config.json").unlink()
+    queue = to_do(small_runs("student", start=FULL), folders, no_full)
+    outcome = run_all(queue, folders, fake_launch(folders, [], ("full_finetuned",)), 2, say=silent)
+    assert outcome.failed == [FULL, "meter_vqa-student-2.0x-s1"]
+    assert folders.result(FULL) is not None
+
+
+def test_a_damaged_result_is_named(folders: Folders) -> None:
+    (folders.results / f"{FULL}.json").write_text('{"name": ', "utf-8")
+    with pytest.raises(SystemExit, match=f"{FULL}.json: no result of a run"):
+        to_do([no_full("")], folders, no_full)
+
+
 def test_an_interrupt_ends_the_processes(folders: Folders) -> None:
     processes = []
 

@@ -161,6 +161,17 @@ def test_captions_of_blip_are_gathered_by_image(blip_dir: Path) -> None:
     assert blip_captions.splits(blip(blip_dir)) == ["test", "train"]
 
 
+def test_blank_captions_of_blip_are_none(blip_dir: Path) -> None:
+    path = blip_dir / "coco_karpathy_test.json"
+    entry = {"image": "val2014/COCO_val2014_000000391895.jpg", "caption": ["A man.", "  "]}
+    path.write_text(json.dumps([entry]))
+    (sample,) = blip_captions.read(blip(blip_dir), "captioning", "test", labelled=True)
+    assert sample.captions == ("A man.",)
+    path.write_text(json.dumps([{**entry, "caption": ""}]))
+    with pytest.raises(UserError, match=r"test\.json: no caption for image val2014/.*, or blank ones alone"):
+        blip_captions.read(blip(blip_dir), "captioning", "test", labelled=True)
+
+
 def test_ids_of_blip() -> None:
     assert blip_captions.image_id("flickr30k-images/1007129816.jpg") == 1007129816
     assert blip_captions.image_id("own/a cat.png") == "own/a cat.png"
@@ -237,8 +248,8 @@ def test_errors_of_nocaps(nocaps_dir: Path) -> None:
         nocaps.read(options, "captioning", "train", labelled=True)
     path = nocaps_dir / "nocaps_val_4500_captions.json"
     content = json.loads(path.read_text())
-    content["annotations"].pop(0)
-    content["annotations"].pop(1)
+    content["annotations"][0]["caption"] = " "
+    content["annotations"].pop(2)
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"4500_captions\.json: no caption for image 0"):
         nocaps.read(options, "captioning", "val", labelled=True)

@@ -269,7 +269,7 @@ def test_images_that_are_missing_or_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="row 1: image: null is no path of an image"):
         read(options, "snli_ve", "train", labelled=True)
     options = table(tmp_path / "list", image=[["a.png"], ["b.png"]], **hypotheses)
-    with pytest.raises(UserError, match=r"row 0: image: \["):
+    with pytest.raises(UserError, match=r"'image' \(key image\) holds no images, but lists of string"):
         read(options, "snli_ve", "train", labelled=True)
     statements = {"statement": ["x"], "label": [True]}
     options = table(tmp_path / "pair", images=[["a.png", None]], **statements)
@@ -278,6 +278,44 @@ def test_images_that_are_missing_or_of_another_kind(tmp_path: Path) -> None:
     options = table(tmp_path / "single", images=["a.png"], **statements)
     with pytest.raises(UserError, match="images has single images, not lists of 2"):
         read(options, "nlvr2", "train", labelled=True)
+
+
+@pytest.mark.parametrize(
+    ("task", "images", "kind"),
+    [
+        ("captioning", [3, 4], "int64"),
+        ("retrieval", [[b"a", b"b"], [b"c"]], "lists of binary"),
+        ("captioning", [{"a": "x"}, {"a": "y"}], "{a}"),
+    ],
+)
+def test_columns_without_images(tmp_path: Path, task: str, images: list[Any], kind: str) -> None:
+    options = table(tmp_path, image=images, captions=[["a cat"], ["a dog"]])
+    with pytest.raises(UserError, match=f"split train: column 'image' .* holds no images, but {kind}\n"):
+        read(options, task, "train", labelled=True)
+
+
+def test_images_as_bytes_and_path(tmp_path: Path) -> None:
+    options = table(tmp_path, image=[{"bytes": None, "path": "a.png"}], captions=[["a cat"]])
+    assert len(read(options, "captioning", "train", labelled=True)) == 1
+
+
+def test_a_class_without_a_name(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    path = (datasets.Value("string"), ["a.png", "b.png", "c.png"])
+    data = pairs(datasets.ClassLabel(names=["False", "True"]), [0, 1, 1], left=path, right=path)
+    broken = data.data.table.set_column(data.column_names.index("label"), "label", [arrow.array([0, 7, 1])])
+    datasets.Dataset(broken, info=data.info).save_to_disk(str(tmp_path))
+    options = Options(data_dir=str(tmp_path), columns={"images": ["left", "right"]})
+    with pytest.raises(UserError, match="row 1: label is 7, but there are 2 classes"):
+        read(options, "nlvr2", "train", labelled=True)
+
+
+def test_columns_that_a_task_does_not_read_are_named(tmp_path: Path) -> None:
+    stored = table(tmp_path, image=["a.png"], hypothesis=["x"], label=["neutral"])
+    options = Options(data_dir=stored.data_dir, columns={"captions": "nowhere", "hypothesis": "hypothesis"})
+    lines: list[str] = []
+    read(options, "snli_ve", "train", labelled=True, log=lines.append)
+    assert lines == ["task.data.columns: snli_ve does not read captions"]
 
 
 def test_classes_that_a_task_does_not_read_are_no_labels(tmp_path: Path) -> None:

@@ -236,13 +236,21 @@ def test_blank_answers_name_file_and_line(tmp_path: Path, blank: dict[str, Any])
     entry = {"image": "1.jpg", "question": "?"}
     with pytest.raises(UserError, match=r"train\.jsonl:2: answers? is blank"):
         samples(tmp_path, "vqa", {**entry, "answer": "red"}, {**entry, **blank})
-    (sample,) = samples(tmp_path, "vqa", {**entry, "answers": ["red", ""]})
-    assert isinstance(sample, VqaSample) and sample.answers == ("red", "")
+    (sample,) = samples(tmp_path, "vqa", {**entry, "answers": ["", "red", ""]})
+    assert isinstance(sample, VqaSample) and sample.answers == ("", "red", "")
+    assert sample.major_answer == "red"
 
 
 def test_blank_captions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.jsonl:1: captions is blank"):
         samples(tmp_path, "captioning", {"image": "1.jpg", "captions": ["a dog", " "]})
+
+
+def test_images_by_id(tmp_path: Path) -> None:
+    (sample,) = samples(tmp_path, "vqa", {**EXAMPLES["vqa"], "image_id": 0})
+    assert isinstance(sample, VqaSample) and sample.image_id == 0
+    with pytest.raises(UserError, match=r"train\.jsonl:1: image_id is True, not a number or a text"):
+        samples(tmp_path, "vqa", {**EXAMPLES["vqa"], "image_id": True})
 
 
 def test_half_characters_in_ids(tmp_path: Path) -> None:

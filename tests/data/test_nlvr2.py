@@ -148,6 +148,14 @@ def test_damaged_lines_are_named(data_dir: Path, line: str, problem: str) -> Non
         read(options(data_dir), "nlvr2", "dev", labelled=True)
 
 
+def test_other_files_beside_are_left_alone(data_dir: Path) -> None:
+    known = splits(Options(data_dir=str(data_dir)))
+    (data_dir / "deep.json").write_text("[" * 200_000)
+    for path in list(data_dir.rglob("*.json")):
+        (path.parent / "other.json").write_text("[" * 200_000)
+    assert splits(Options(data_dir=str(data_dir))) == known
+
+
 def test_a_damaged_first_line_is_named(data_dir: Path) -> None:
     file = data_dir / "nlvr2" / "data" / "dev.json"
     good = file.read_text(encoding="utf-8")

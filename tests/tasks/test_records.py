@@ -30,6 +30,7 @@ def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
         (b'{"id": 1, "prediction": "a"}\n[]', ":2", "needs the keys id and prediction"),
         (b'{"question_id": 1, "answer": "a"}', ":1", "needs the keys id and prediction"),
         (b'{"id": [1], "prediction": "a"}', ":1", "the id is"),
+        (b'{"id": true, "prediction": "a"}', ":1", "the id is True"),
         (b'{"id": 1, "prediction": "a"}\n{"id": 1, "prediction": "b"}', ":2", "a second prediction for id 1"),
         (b"", "", "no predictions"),
         (b"\xff\xfe", "", "cannot read"),
