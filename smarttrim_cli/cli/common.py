@@ -173,9 +173,7 @@ def _failure(console: Console, text: str, code: int) -> typer.Exit:
 
 def is_override(text: str) -> bool:
     """Whether an argument is a ``KEY=VALUE``; whatever exists is a file or a folder."""
-    return "=" in text and not os.path.exists(
-        text
-    )  # where Path.exists() fails on what is too long for a name
+    return "=" in text and not os.path.exists(text)  # Path.exists() fails on what is too long for a name
 
 
 def split_target(arguments: Sequence[str] | None) -> tuple[str | None, list[str]]:
