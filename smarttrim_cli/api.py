@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from smarttrim_cli.data.images import BadSample, load_rgb, upright_rgb
 from smarttrim_cli.engine.artifact import Bundle, load_model, resolve_checkpoint
@@ -17,6 +18,7 @@ from smarttrim_cli.engine.inference import device_of, refuse_no_numbers
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.pruning.decisions import Decisions
+from smarttrim_cli.pruning.model import Forward, TrimmedModel
 
 Picture = str | Path | Image.Image
 _WITHOUT_TEXT = "captioning"
@@ -30,7 +32,7 @@ class Prediction:
         answer: The prediction.
         score: The model's confidence in it, 0..1.
         gmacs: MACs that were spent on this instance, in billions.
-        full_gmacs: What the full model spends on it.
+        full_gmacs: What the full model spends on it; of a text that was written, on as many tokens as here.
         decisions: What was kept where.
     """
 
@@ -103,7 +105,7 @@ class TrimmedVlm:
         inputs = {name: tensor.to(device_of(self.model)) for name, tensor in inputs.items()}
         answers = self.bundle.model(inputs, "full" if full else "packed")
         refuse_no_numbers(answers.output, range(len(texts)))
-        decided = self.bundle.model(inputs, "packed").decisions if full else answers.decisions
+        decided = self._untrimmed(inputs).decisions if full else answers.decisions
         spent_B, full_B = instance_macs(self.bundle.model, decided)
         results = []
         for index, (answer, score) in enumerate(
@@ -113,6 +115,10 @@ class TrimmedVlm:
             kept = None if full else decided.instance(index)
             results.append(Prediction(answer, score, cost, float(full_B[index]) / 1e9, kept))
         return results
+
+    def _untrimmed(self, inputs: Mapping[str, Tensor]) -> Forward:
+        """A pass that drops nothing and is counted: what is written is as long as the full model's own."""
+        return TrimmedModel(self.bundle.model.backbone, {})(inputs, "packed")
 
     def _refuse(self, images: Sequence[Picture], texts: Sequence[str]) -> None:
         """Arguments that were forgotten, or are of another kind."""

@@ -10,14 +10,21 @@ import torch
 from PIL import Image
 
 import smarttrim_cli
+from smarttrim_cli import registry
+from smarttrim_cli.api import TrimmedVlm
+from smarttrim_cli.data.images import Preprocess
+from smarttrim_cli.data.processor import Processor, train_word_tokenizer
 from smarttrim_cli.engine import baselines, validation
 from smarttrim_cli.engine import evaluate as evaluation
+from smarttrim_cli.engine.artifact import Bundle, build_backbone, build_task
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.inference import make_ready, predict
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.prepared import PreparedLinear, usable
 from tests.engine.tiny_run import tiny_recipe
-from tests.tiny import paper_model, ragged_inputs
+from tests.tasks.test_with_backbones import SCENES
+from tests.tiny import BACKBONES, attach, enliven, paper_model, ragged_inputs
 
 pytestmark = [pytest.mark.usefixtures("settings")]
 CPU = torch.device("cpu")
@@ -65,6 +72,30 @@ def test_a_loaded_model_is_ready(trained: Path, tmp_path: Path) -> None:
     as_it_was = model.predict(tmp_path / "a.png", QUESTION)
     assert (ready.answer, ready.gmacs) == (as_it_was.answer, as_it_was.gmacs)
     assert ready.score == pytest.approx(as_it_was.score, abs=1e-5)
+
+
+def test_full_costs_are_those_of_the_text_that_the_full_model_wrote() -> None:
+    """Which may be longer or shorter than that of the trimmed model."""
+    task: Any = build_task({"name": "captioning", "data": SCENES}, "blip", print)
+    tokenizer = train_word_tokenizer(task.texts("train"))
+    section = {"name": "blip", **BACKBONES["blip"]["plain"]}
+    section = registry.load("backbones", "blip").fit_to_tokenizer(section, tokenizer)
+    host = enliven(build_backbone(section, task.form)).eval()
+    host.text_decoder.cls.predictions.bias.data[tokenizer.sep_token_id] += 4  # texts end, some late
+    processor = Processor(tokenizer, Preprocess(size=32), 20)
+    trimmed, untrimmed = (
+        TrimmedVlm(Bundle(model, task, processor, {}))
+        for model in (attach(host, "cross_modal", "global_head"), TrimmedModel(host, {}).eval())
+    )
+    noise = torch.randint(0, 256, (8, 32, 32, 3), generator=torch.Generator().manual_seed(0)).byte()
+    images = [Image.fromarray(pixels.numpy()) for pixels in noise]
+    differ = 0
+    for image in images:
+        whole, alone = trimmed.predict(image, full=True), untrimmed.predict(image)
+        assert (whole.answer, whole.gmacs) == (alone.answer, alone.gmacs)
+        assert whole.full_gmacs == whole.gmacs
+        differ += whole.gmacs != trimmed.predict(image).full_gmacs
+    assert differ > 0
 
 
 def test_evaluation_is_ready_and_training_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
