@@ -126,7 +126,7 @@ class _Split:
     bundle: Bundle
     name: str
     dataset: Any
-    boxes: Mapping[Any, Any]
+    boxes: Sequence[Mapping[Any, Any]]
     batch_size: int
     album: Album
     reporter: Reporter
@@ -138,7 +138,8 @@ class _Split:
         dataset: Any = bundle.task.dataset(name, bundle.processor)
         folder: Any = getattr(bundle.task, "folder", None)
         known = folder is not None and (folder / f"scenes_{name}.json").is_file()
-        boxes = read_truth(folder, name).boxes if known else {}
+        truth = read_truth(folder, name) if known else None
+        boxes = () if truth is None else (truth.boxes, truth.second_boxes)
         return cls(bundle, name, dataset, boxes, batch_size, album, reporter)
 
     def draw(self, named: Sequence[int], number: int, most: int) -> None:
@@ -222,9 +223,10 @@ class _Split:
         if pair is None:
             _note(self.album, self.reporter, "No image of the split has two different questions.")
             return
+        what = "the same images" if self.bundle.task.form.images > 1 else "one image"
         path = self.album.folder / f"two_questions_{_distinct(pair[0].record['id'])}.png"
-        draw_questions(path, [self._pictures(one)[0] for one in pair])
-        caption = "Two questions about one image, those whose kept patches differ most."
+        draw_questions(path, [self._pictures(one) for one in pair])
+        caption = f"Two questions about {what}, those whose kept patches differ most."
         if len(images) > 1:
             caption += f" Looked for among {len(images)} images, pairs answered correctly first."
         self.album.add(path, "One image, two questions", caption)
@@ -234,8 +236,14 @@ class _Split:
         overall = sum(one.full_macs for one in seen) / sum(one.macs for one in seen)
         path = self.album.folder / "macs_histogram.png"
         reductions = [one.reduction for one in seen]
-        draw_histogram(path, reductions, overall, self._pictures(cheapest)[0], self._pictures(dearest)[0])
-        self.album.add(path, "Cost of instances", "MACs per instance, trimmers included, without padding.")
+        writes = _writes(self.bundle.task.form)
+        draw_histogram(path, reductions, overall, self._pictures(cheapest), self._pictures(dearest), writes)
+        caption = "MACs per instance, trimmers included, without padding."
+        if writes:
+            caption += (
+                " Those of the full model are what it takes to write as many tokens as the trimmed one."
+            )
+        self.album.add(path, "Cost of instances", caption)
         scores = [one.record["score"] for one in seen if one.record["score"] is not None]
         measured = f", {self.bundle.task.metric} {sum(scores) / len(scores):.3f}" if scores else ""
         summary = f"{len(seen)} instances of split {self.name}: {format_reduction(overall)}{measured}."
@@ -269,9 +277,14 @@ def _own_image(
     """The user's image under the user's questions, on a page of its own."""
     name = f"two_questions_{_plain(file.stem)}"
     drawn = [picture_of_question(bundle, picture, question, file.name) for question in questions]
-    path = draw_questions(album.folder / f"{name}.png", drawn)
+    path = draw_questions(album.folder / f"{name}.png", [[one] for one in drawn])
     album.add(path, "One image, several questions", " / ".join(questions))
     return album.write(f"{name}.html")
+
+
+def _writes(form: Form) -> bool:
+    """Whether models of a form write text, instead of ranking answers or classes."""
+    return form.decoding is not None and not form.decoding.rank
 
 
 def _refuse_without_questions(form: Form) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from smarttrim_cli.data.scenes import read_truth
 from smarttrim_cli.engine.artifact import Bundle, load_model, save_model
 from smarttrim_cli.engine.build import build
 from smarttrim_cli.engine.figures.canvas import Canvas, Span, line_height, style
@@ -367,7 +369,7 @@ def test_heads_of_many_sizes(tmp_path: Path) -> None:
 def test_ticks_have_the_same_number_of_digits(
     reductions: tuple[float, ...], labels: list[str], made: list[Canvas], tmp_path: Path
 ) -> None:
-    draw_histogram(tmp_path / "h.png", reductions, 2.0, _instance(1), _instance(1))
+    draw_histogram(tmp_path / "h.png", reductions, 2.0, [_instance(1)], [_instance(1)])
     shown = [label.get_text() for label in made[0].figure.axes[-1].get_xticklabels()]
     assert set(labels) <= set(shown) and len({len(text) for text in shown}) == 1
 
@@ -444,6 +446,53 @@ def test_retrieval_has_texts_and_no_answers(
     assert not any(word in text for word in ("question type", "trimmed ") for text in (trimming, histogram))
     page = pictures[-1].read_text(encoding="utf-8")
     assert not any(word in page for word in ("answered", "two different questions"))
+
+
+NLVR2 = RECIPE.replace("name: vqa\n  min_answer_count: 1", "name: nlvr2")
+
+
+def test_all_images_of_an_instance_are_drawn(
+    make_run: Callable[..., Run], made: list[Canvas], tmp_path: Path
+) -> None:
+    pictures = visualize(str(make_run(NLVR2, metrics=False).path), num_instances=1)
+    names = [path.name for path in pictures]
+    assert names[1] == names[0].replace(".png", "_image2.png")
+    assert [re.sub("_[^_]*$", "", name) for name in names[2:4]] == ["two_questions", "macs"]
+    trimming, _, questions, histogram = made[:4]
+    layers = _images(trimming) - 1
+    assert _images(questions) == 2 * 2 * (1 + layers)  # two statements about two images
+    assert _images(histogram) == 2 * 2 * 2  # the cheapest and the dearest: as it is, and what is kept
+    for number in ("1", "2"):
+        assert _words_drawn(questions).count(f" image {number} ") == 2
+        assert _words_drawn(histogram).count(f"of the patches of image {number} kept at cross 1") == 2
+
+
+def test_boxes_are_those_of_their_image(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Instance] = []
+
+    def spy(path: Path, instance: Instance) -> Path:
+        shown.append(instance)
+        return draw_trimming(path, instance)
+
+    monkeypatch.setattr("smarttrim_cli.engine.visualize.draw_trimming", spy)
+    run = make_run(NLVR2, metrics=False)
+    visualize(str(run.path), num_instances=6)
+    task: Any = load_model(run.model).task
+    truth, samples = read_truth(task.folder, "test"), task.samples("test")
+    boxes = (truth.boxes, truth.second_boxes)
+    assert len(shown) == 12 and any(one.boxes for one in shown)
+    for one in shown:
+        drawn = tuple((box.role, (box.x, box.y, box.width, box.height)) for box in one.boxes)
+        sample = samples[int(one.name.removeprefix("instance "))]
+        assert drawn == tuple(boxes[one.image_number - 1].get(sample.id, ()))
+
+
+def test_costs_of_models_that_write_say_at_which_length(made: list[Canvas], tmp_path: Path) -> None:
+    for writes in (True, False):
+        draw_histogram(tmp_path / "h.png", [1.9, 2.4], 2.0, [_instance(1)], [_instance(1)], writes)
+        assert ("were it to write as many tokens" in _words_drawn(made[-1])) == writes
 
 
 def test_instances_never_share_a_picture() -> None:

@@ -144,8 +144,17 @@ def most_different(seen: Sequence[Seen], groups: Sequence[Sequence[int]]) -> tup
 
 
 @torch.no_grad()
-def pictures_of(bundle: Bundle, dataset: Any, seen: Seen, boxes: Mapping[Any, Any]) -> list[Instance]:
-    """Everything that is shown of an instance, for each of its images; the full model is asked too."""
+def pictures_of(
+    bundle: Bundle, dataset: Any, seen: Seen, boxes: Sequence[Mapping[Any, Any]]
+) -> list[Instance]:
+    """Everything that is shown of an instance, for each of its images; the full model is asked too.
+
+    Args:
+        bundle: The model.
+        dataset: The split.
+        seen: The instance.
+        boxes: By place of the image what instances are about in it, by id; empty where that is not known.
+    """
     batch = bundle.task.collate([dataset[seen.index]], bundle.processor)
     batch = to_device(batch, device_of(bundle.model))
     forward = bundle.model(batch.inputs, "packed", instance_ids=batch.instance_ids)
@@ -160,13 +169,14 @@ def pictures_of(bundle: Bundle, dataset: Any, seen: Seen, boxes: Mapping[Any, An
             forward.decisions,
             number,
             text=_text_of(dataset, sample, record),
-            name=f"instance {seen.index}" + (f", image {number + 1}" if several else ""),
+            name=f"instance {seen.index}",
             question=record["question"],
             kind="" if record["type"] == "all" else record["type"],
             trimmed=Answer(str(record["prediction"]), record["score"]),
             full=Answer(str(full["prediction"]), full["score"]),
             reference=None if record["reference"] is None else str(record["reference"]),
-            boxes=tuple(Box(role, *box) for role, box in boxes.get(record["id"], ())),
+            boxes=tuple(Box(role, *box) for role, box in _of_image(boxes, number).get(record["id"], ())),
+            image_number=number + 1 if several else 0,
         )
         for number, image in enumerate(sample.images)
     ]
@@ -269,6 +279,10 @@ def _instance(
         cut=len(ids) > 0 and _tokens(bundle, text) > 1 + len(ids),
         **rest,
     )
+
+
+def _of_image(boxes: Sequence[Mapping[Any, Any]], number: int) -> Mapping[Any, Any]:
+    return boxes[number] if number < len(boxes) else {}
 
 
 def _text(inputs: Mapping[str, Tensor], decisions: Decisions) -> tuple[Mask, Any, int]:

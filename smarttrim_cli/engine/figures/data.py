@@ -80,6 +80,7 @@ class Instance:
         boxes: Objects that the question is about.
         texts: How many texts the image was read with.
         cut: Whether the text goes on behind ``words``, where the model does not read it.
+        image_number: Which of several images this is, from 1; 0 for the only one.
     """
 
     name: str
@@ -98,11 +99,17 @@ class Instance:
     boxes: tuple[Box, ...] = ()
     texts: int = 1
     cut: bool = False
+    image_number: int = 0
 
     @property
     def reduction(self) -> float:
         """How many times fewer MACs than the full model."""
         return self.full_macs / self.macs
+
+    @property
+    def image_label(self) -> str:
+        """``image``, or where there are several ``image 1``, ..."""
+        return f"image {self.image_number}" if self.image_number else "image"
 
 
 @dataclass(frozen=True)

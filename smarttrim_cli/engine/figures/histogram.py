@@ -30,7 +30,12 @@ _CHEAP, _DEAR = BLUE, VERMILION
 
 
 def draw_histogram(
-    path: Path, reductions: Sequence[float], overall: float, cheapest: Instance, dearest: Instance
+    path: Path,
+    reductions: Sequence[float],
+    overall: float,
+    cheapest: Sequence[Instance],
+    dearest: Sequence[Instance],
+    writes: bool = False,
 ) -> Path:
     """Histogram of the MACs reduction per instance.
 
@@ -38,14 +43,16 @@ def draw_histogram(
         path: Where the picture goes.
         reductions: Full over trimmed MACs, one per instance.
         overall: Full over trimmed MACs of all instances together.
-        cheapest: The instance with the largest reduction.
+        cheapest: The instance with the largest reduction, for each of its images.
         dearest: The one with the smallest.
+        writes: Whether the model writes text, which takes the longer the more tokens there are.
     """
     canvas = Canvas()
     y = canvas.paragraph(
         MARGIN, MARGIN, "What an instance costs depends on the instance", 11, 17, INK, "bold"
     )
     note = f"{len(reductions)} instances, together {format_reduction(overall)} than the full model"
+    note += ", were it to write as many tokens" if writes else ""
     top = canvas.paragraph(MARGIN, y + 0.02, note, 11, 10, MUTED) + 0.22
     x = MARGIN + _PLOT + _GUTTER
     width = canvas.right - x
@@ -53,7 +60,7 @@ def draw_histogram(
     below = _card(canvas, x, below + 0.3, width, "Dearest instance", _DEAR, dearest)
     bottom = max(below, top + 4.2)
     axes = canvas.axes(MARGIN + 0.5, top + 0.3, _PLOT - 0.5, bottom - top - 0.85)
-    _bars(axes, reductions, overall, cheapest.reduction, dearest.reduction)
+    _bars(axes, reductions, overall, cheapest[0].reduction, dearest[0].reduction)
     return canvas.save(path, bottom + MARGIN)
 
 
@@ -110,27 +117,35 @@ def _digits(ticks: npt.NDArray[np.float64]) -> int:
 
 
 def _card(
-    canvas: Canvas, x: float, y: float, width: float, title: str, color: str, instance: Instance
+    canvas: Canvas, x: float, y: float, width: float, title: str, color: str, images: Sequence[Instance]
 ) -> float:
-    """An instance: image, patches kept at the last layer, question, answers, cost."""
+    """An instance: its images, patches kept at the last layer, question, answers, cost."""
+    instance = images[0]
     canvas.text(x, y, title, 11, color, "bold")
     canvas.text(x + width, y, format_reduction(instance.reduction), 11, color, "bold", "right")
     y += line_height(11) + 0.04
+    left, rest = x + 2 * (_SIDE + _GAP), width - 2 * (_SIDE + _GAP)
+    for image in images:
+        below = _kept(canvas, x, y, left, rest, image)
+        if image is instance:
+            below = canvas.paragraph(left, below, f"{format_macs(instance.macs)} MACs", rest, 9, MUTED)
+            canvas.paragraph(left, below, f"full {format_macs(instance.full_macs)}", rest, 9, MUTED)
+        y += _SIDE + 0.1
+    if instance.question:
+        y = canvas.paragraph(x, y, instance.question, width, 11, INK, "bold")
+    answers = answer_spans(instance)
+    return canvas.spans(x, y, answers, width, 9.5) if answers else y
+
+
+def _kept(canvas: Canvas, x: float, y: float, left: float, rest: float, instance: Instance) -> float:
+    """An image beside what is kept of it at the last layer; where the words about it end."""
     last = instance.patches[-1]
     height, wide = instance.image.shape[:2]
     scale = _SIDE / max(height, wide)
     canvas.image(x, y, wide * scale, height * scale, instance.image)
     canvas.image(x + _SIDE + _GAP, y, _SIDE, _SIDE, fade(instance.view, last.keep))
-    left = x + 2 * (_SIDE + _GAP)
-    rest = width - 2 * (_SIDE + _GAP)
     below = canvas.paragraph(left, y - 0.02, f"{last.share:.0%}", rest, 20, INK, "bold")
-    below = (
-        canvas.paragraph(left, below - 0.06, f"of the patches kept at {last.label}", rest, 9, MUTED) + 0.08
+    patches = f"patches of {instance.image_label}" if instance.image_number else "patches"
+    return (
+        canvas.paragraph(left, below - 0.06, f"of the {patches} kept at {last.label}", rest, 9, MUTED) + 0.08
     )
-    below = canvas.paragraph(left, below, f"{format_macs(instance.macs)} MACs", rest, 9, MUTED)
-    canvas.paragraph(left, below, f"full {format_macs(instance.full_macs)}", rest, 9, MUTED)
-    y += _SIDE + 0.1
-    if instance.question:
-        y = canvas.paragraph(x, y, instance.question, width, 11, INK, "bold")
-    answers = answer_spans(instance)
-    return canvas.spans(x, y, answers, width, 9.5) if answers else y

@@ -61,16 +61,23 @@ def draw_trimming(path: Path, instance: Instance) -> Path:
     return canvas.save(path, _legend(canvas, y) + MARGIN)
 
 
-def draw_questions(path: Path, instances: Sequence[Instance]) -> Path:
-    """The same image under several questions, one above the other."""
+def draw_questions(path: Path, questions: Sequence[Sequence[Instance]]) -> Path:
+    """The same image under several questions, one above the other.
+
+    Args:
+        path: Where the picture goes.
+        questions: Of each question what is shown of its image, or of its images.
+    """
     canvas = Canvas()
+    same = "The same images" if len(questions[0]) > 1 else "The same image"
     y = canvas.paragraph(
-        MARGIN, MARGIN, "The same image, different questions", canvas.right - MARGIN, 17, INK, "bold"
+        MARGIN, MARGIN, f"{same}, different questions", canvas.right - MARGIN, 17, INK, "bold"
     )
-    for instance in instances:
+    for images in questions:
         canvas.rule(y + 0.12)
-        y = _headline(canvas, y + 0.3, instance, 14)
-        y = _body(canvas, y + 0.18, instance)
+        y = _headline(canvas, y + 0.3, images[0], 14)
+        for image in images:
+            y = _body(canvas, y + 0.18, image)
     return canvas.save(path, _legend(canvas, y) + MARGIN)
 
 
@@ -154,7 +161,7 @@ def _body(canvas: Canvas, y: float, instance: Instance) -> float:
 def _original(canvas: Canvas, x: float, y: float, instance: Instance) -> float:
     height, width = instance.image.shape[:2]
     scale = _IMAGE / max(height, width)
-    canvas.text(x, y, "image", 9, MUTED)
+    canvas.text(x, y, instance.image_label, 9, MUTED)
     y += line_height(9) + 0.03
     axes = canvas.image(x, y, width * scale, height * scale, instance.image)
     y += height * scale + 0.09
