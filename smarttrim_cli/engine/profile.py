@@ -136,7 +136,7 @@ def _subject_model(
         model = random_model(recipe, kept)
         backbone = model.backbone
         reporter.message("random weights, inputs and decisions: costs are real, answers mean nothing")
-        batch = max(batch_size, 1)
+        batch = max(min(batch_size, num_instances), 1)  # as of data, which fill a batch in part
         if num_instances > batch:
             _say_left_out(num_instances % batch, batch, reporter)
         examples = [

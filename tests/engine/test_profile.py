@@ -134,6 +134,15 @@ def test_random_weights_at_the_recipes_speedup(tmp_path: Path) -> None:
     assert report["speedup"]["macs"] == pytest.approx(1.5, rel=0.02)
 
 
+def test_fewer_random_instances_than_fit_a_batch(tmp_path: Path) -> None:
+    reporter = Recorder()
+    report = profile(
+        str(recipe_file(tmp_path)), random_weights=True, num_instances=3, device="cpu", reporter=reporter
+    )
+    assert (report["instances"], report["batch_size"]) == (3, 3)
+    assert not any("left out" in text for text in reporter.messages)
+
+
 def test_random_weights_at_the_sparsity_of_a_run(trained: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     shutil.copytree(trained, run.path)
