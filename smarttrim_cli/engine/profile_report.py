@@ -163,7 +163,7 @@ def layer_table(
 
     Returns:
         Rows of ``stream``, ``layer``, ``part``; ``tokens_in`` (that arrive) and ``tokens_kept``; ``heads``
-        (kind to ``kept`` and ``of``); ``gmacs`` and ``ms``, ``full`` and ``trimmed``.
+        (kind to ``kept`` and ``of``); ``gmacs`` and ``ms``, ``full`` and, of what has trimmers, ``trimmed``.
     """
     places = {SIDES[mode]: by_place(one.times) for mode, one in measured.items()}
     return [_layer_row(model, spec, counts, places) for spec in model.architecture.layers]
@@ -191,11 +191,10 @@ def _layer_row(
             }
             for kind, attention in spec.attentions
         },
-        "gmacs": {
-            "full": _mean([total_macs(alone, one) for one in whole]) / 1e9,
-            "trimmed": _mean([total_macs(alone, one, own) for one in counts]) / 1e9,
-        },
+        "gmacs": {"full": _mean([total_macs(alone, one) for one in whole]) / 1e9},
     }
+    if SIDES["packed"] in places:
+        row["gmacs"]["trimmed"] = _mean([total_macs(alone, one, own) for one in counts]) / 1e9
     row["ms"] = {side: times.get((spec.stream, spec.index), 0.0) for side, times in places.items()}
     return row
 

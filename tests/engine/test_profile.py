@@ -316,4 +316,4 @@ def test_a_model_without_trimmers(trained: Path, tmp_path: Path) -> None:
     assert "trimmed" not in report and "explanation" not in report
     assert report["simulated_decisions"] is False  # there are none
     assert set(report["breakdown"]) == set(report["macs_counts"]) == {"full"}
-    assert all(set(row["ms"]) == {"full"} for row in report["layers"])
+    assert all(set(row["ms"]) == set(row["gmacs"]) == {"full"} for row in report["layers"])
