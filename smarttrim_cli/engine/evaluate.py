@@ -25,6 +25,14 @@ from smarttrim_cli.recipe import Recipe, resolved_dict
 from smarttrim_cli.tasks.base import Record, Task
 from smarttrim_cli.tasks.records import read_records
 
+_EVALUATED = (
+    *("split", "count", "metric", "difference", "skipped", "unlabelled", "warning"),
+    *("relevance", "relevance_patches", "difficulty"),
+)
+"""Of a summary, what is an evaluation's; so are its models' keys, but for those of ``profile``."""
+
+_PROFILED = ("latency_ms", "peak_memory_mib", "parameters", "gmacs_torchprofile")
+
 
 def evaluate(
     target: str | None,
@@ -102,7 +110,7 @@ def evaluate(
     _warn(report, results, reporter)
     if stored:  # before the baselines, which may fail
         with run.storing(reporter):
-            run.merge_summary(report)
+            run.merge_summary(report, lambda summary: _of_others(summary, report))
     for baseline in baselines:
         report.setdefault("baselines", {})[baseline] = evaluate_baseline(
             baseline, bundle, recipe, name, limit, results["packed"], reporter
@@ -111,6 +119,18 @@ def evaluate(
         with run.storing(reporter):
             run.merge_summary(report)
     return report | {"recipe": resolved_dict(recipe)}
+
+
+def _of_others(summary: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary without an earlier evaluation: what this one did not find, such as broken images, is gone."""
+    rest = {key: value for key, value in summary.items() if key not in _EVALUATED}
+    for side in ("full", "trimmed"):
+        of_profile = {key: value for key, value in (rest.pop(side, None) or {}).items() if key in _PROFILED}
+        rest |= {side: of_profile} if of_profile else {}
+    before, now = summary.get("trimmed") or {}, finite(report.get("trimmed") or {})
+    if any(before.get(key) != value for key, value in now.items()):
+        rest.pop("baselines", None)  # they were compared with other predictions
+    return rest
 
 
 def _predictions(

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,9 +231,16 @@ class Run:
             reason = error.strerror if isinstance(error, OSError) else error.message
             reporter.warn(f"the results are not stored in {self.summary_file}: {reason}")
 
-    def merge_summary(self, result: dict[str, Any]) -> None:
-        """Add results to the summary; nested ``full``, ``trimmed`` and ``speedup`` are merged key by key."""
-        summary = self.summary()
+    def merge_summary(
+        self, result: dict[str, Any], kept: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    ) -> None:
+        """Add results to the summary; nested ``full``, ``trimmed`` and ``speedup`` are merged key by key.
+
+        Args:
+            result: What is added.
+            kept: What of the summary so far stays; all of it by default.
+        """
+        summary = kept(self.summary())
         for key, value in result.items():
             if isinstance(value, dict) and isinstance(summary.get(key), dict):
                 summary[key] = {**summary[key], **value}

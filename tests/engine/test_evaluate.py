@@ -227,6 +227,42 @@ def test_results_are_stored_before_a_baseline_can_fail(
     assert summary(str(tmp_path / "run"))["trimmed"]["accuracy"] == report["trimmed"]["accuracy"]
 
 
+def test_an_evaluation_leaves_nothing_of_the_one_before(
+    evaluated: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    """Such as images that were broken and are mended; what other commands stored stays."""
+    report, folder = evaluated
+    shutil.copytree(folder / "run", tmp_path / "run")
+    file = tmp_path / "run/summary.json"
+    side = {"skipped": 2, "spice": 0.5, "latency_ms": {"p50": 3.0}, "parameters": 7}
+    before = {
+        "run_dir": "x",
+        "skipped": 2,
+        "unlabelled": 1,
+        "warning": "collapsed",
+        "profile": {"instances": 3},
+    }
+    before |= {"full": side, "trimmed": {**side, "retained": 9.0}, "speedup": {"macs": 9.0, "latency": 2.0}}
+    file.write_text(json.dumps({**before, "baselines": {"tome": {"accuracy": 0.5}}}), encoding="utf-8")
+    evaluate(str(tmp_path / "run"))
+    after = json.loads(file.read_text(encoding="utf-8"))
+    assert not {"skipped", "unlabelled", "warning", "baselines"} & set(after)
+    assert after["run_dir"] == "x" and after["profile"] == {"instances": 3}
+    assert after["speedup"] == {**report["speedup"], "latency": 2.0}
+    for name in ("full", "trimmed"):
+        assert after[name] == {"latency_ms": {"p50": 3.0}, "parameters": 7, **report[name]}
+
+
+def test_baselines_of_the_same_evaluation_stay(
+    evaluated: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    _, folder = evaluated
+    shutil.copytree(folder / "run", tmp_path / "run")
+    before = summary(str(tmp_path / "run"))["baselines"]
+    evaluate(str(tmp_path / "run"))
+    assert summary(str(tmp_path / "run"))["baselines"] == before
+
+
 @pytest.mark.parametrize("damage", ["[1]", '{"full": {"acc'])
 def test_a_summary_that_takes_no_results_is_found_before_the_work(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
