@@ -58,7 +58,7 @@ def profile(
     target, overrides = split_target(arguments)
     requirements = parse_requirements(require)
     check_output(output)
-    if counts and not single_instance:
+    if counts and not single_instance and batch_size != 1:
         raise UserError("--counts is for single instances", where="--counts", hint="add --single-instance")
     from smarttrim_cli.engine.profile import profile as run
 

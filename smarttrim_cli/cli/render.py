@@ -28,7 +28,7 @@ def comparison(result: Mapping[str, Any]) -> str:
     parts = []
     rows = _rows(full, trimmed, _flat)
     if rows:
-        parts.append(table(_HEADER, rows))
+        parts.append(table(_HEADER, [[_timed(row[0], result), *row[1:]] for row in rows]))
     parts += render_profile.explained(result)
     for name in dict.fromkeys([*_breakdowns(full), *_breakdowns(trimmed)]):
         inner = _rows(inside(full, name), inside(trimmed, name), _estimates, costs=_is_cost(name))
@@ -44,7 +44,14 @@ def comparison(result: Mapping[str, Any]) -> str:
     rest = {name: value for name, value in result.items() if name not in shown}
     if isinstance(rest.get("recipe"), Mapping):  # for other programs; `profile` names one
         del rest["recipe"]
+    if isinstance(rest.get("distribution"), Mapping):
+        rest["distribution"] = {_timed(name, result): row for name, row in rest["distribution"].items()}
     return "\n\n".join([*parts, *_further(rest)])
+
+
+def _timed(name: str, result: Mapping[str, Any]) -> str:
+    """The name of a row; of times, which are of a batch where costs are of an instance, with its size."""
+    return name + render_profile.per_batch(result) if "latency_ms" in name else name
 
 
 def _estimates(values: Mapping[str, Any]) -> dict[str, Any]:

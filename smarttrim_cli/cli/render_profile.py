@@ -14,13 +14,19 @@ def explained(result: Mapping[str, Any]) -> list[str]:
     """Blocks of text for whatever of ``EXPLAINED`` is there."""
     blocks = [result["explanation"]] if result.get("explanation") else []
     if result.get("breakdown"):
-        blocks.append(_breakdown(result["breakdown"]))
+        blocks.append(_breakdown(result["breakdown"], per_batch(result)))
     if result.get("layers"):
-        blocks.append(_layers(result["layers"]))
+        blocks.append(_layers(result["layers"], per_batch(result)))
     if result.get("macs_counts"):
         header = ("gmacs counted by", "full", "trimmed", "ratio")
         blocks.append(table(header, _sides(result["macs_counts"])))
     return blocks
+
+
+def per_batch(result: Mapping[str, Any]) -> str:
+    """Which batches times are of, to be said beside costs per instance; empty for single instances."""
+    size = result.get("batch_size")
+    return f" per batch of {size}" if isinstance(size, int) and size > 1 else ""
 
 
 def inside(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -36,16 +42,17 @@ def _sides(values: Mapping[str, Mapping[str, Any]]) -> Iterator[list[Any]]:
         yield [name, full[name], trimmed.get(name), ratio(full[name], trimmed.get(name), True)]
 
 
-def _breakdown(values: Mapping[str, Mapping[str, Any]]) -> str:
+def _breakdown(values: Mapping[str, Mapping[str, Any]], unit: str) -> str:
     which = "trimmed" if values.get("trimmed") else "full"
     shown = inside(values, which)
     total = sum(value or 0 for value in shown.values())
     rows = [[*row, f"{(shown.get(row[0]) or 0) / total:.1%}" if total else None] for row in _sides(values)]
-    return table(("milliseconds by part", "full", "trimmed", "ratio", f"share of {which}"), rows)
+    return table((f"milliseconds{unit} by part", "full", "trimmed", "ratio", f"share of {which}"), rows)
 
 
-def _layers(layers: list[Mapping[str, Any]]) -> str:
-    header = ("layer", "tokens in", "kept", "heads kept", "gmacs full", "trimmed", "ms full", "trimmed")
+def _layers(layers: list[Mapping[str, Any]], unit: str) -> str:
+    costs = ("gmacs full", "trimmed", f"ms{unit} full", "trimmed")
+    header = ("layer", "tokens in", "kept", "heads kept", *costs)
     return table(header, [_layer(row) for row in layers])
 
 

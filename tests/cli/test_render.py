@@ -143,6 +143,20 @@ def test_a_profile_explains_itself() -> None:
     assert len(lines) == 18
 
 
+def test_times_of_batches_say_so() -> None:
+    side = {"gmacs": 2.0, "latency_ms": {"p50": 8.0}}
+    result = {
+        **dict.fromkeys(("full", "trimmed"), side),
+        "breakdown": {"full": {"attention": 8.0}, "trimmed": {"attention": 8.0}},
+        "layers": [{"stream": "vision", "layer": 0}],
+        "distribution": {"macs_reduction": {"p5": 1.0}, "trimmed_latency_ms": {"p5": 8.0}},
+    }
+    text = render.comparison({**result, "batch_size": 64})
+    for name in ("latency_ms.p50", "milliseconds", "ms", "trimmed_latency_ms"):
+        assert f"\n{name} per batch of 64 " in text or f"  {name} per batch of 64 full" in text
+    assert "per batch" not in render.comparison({**result, "batch_size": 1})
+
+
 def test_a_profile_of_a_model_without_trimmers() -> None:
     result = {"full": {"gmacs": 2.0}, "breakdown": {"full": {"attention": 8.0}}}
     assert render.comparison(result).splitlines()[-1].split() == ["attention", "8", "-", "-", "100.0%"]

@@ -120,7 +120,9 @@ def test_profile_shows_counts_when_asked(fake_engine: Install) -> None:
     assert engine.arguments["by_layer"] and engine.arguments["host_kernels"]
     assert "cost_model" in run("profile", "--single-instance", "--counts").stdout
     assert json.loads(run("profile", "--json").stdout)["macs_counts"] == counted
-    assert "add --single-instance" in run("profile", "--counts", code=2).stderr
+    assert "cost_model" in run("profile", "--batch-size", "1", "--counts").stdout
+    for arguments in ([], ["--batch-size", "2"]):
+        assert "add --single-instance" in run("profile", "--counts", *arguments, code=2).stderr
 
 
 def test_visualize_and_export(fake_engine: Install) -> None:
