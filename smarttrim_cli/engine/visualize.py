@@ -42,6 +42,7 @@ from smarttrim_cli.tasks._data import stable_hash
 
 _MOST_SURVEYED, _PAIR_IMAGES = 400, 24
 _LONGEST_NAME = 80
+"""Bytes of an id or of a picture's name."""
 
 
 def visualize(
@@ -274,8 +275,8 @@ def _caption(instance: Instance) -> str:
 def _own_image(
     album: Album, bundle: Bundle, picture: Any, file: Path, questions: Sequence[str]
 ) -> list[Path]:
-    """The user's image under the user's questions, on a page of its own."""
-    name = f"two_questions_{_plain(file.stem)}"
+    """The user's image under the user's questions, on a page of its own, which no other image replaces."""
+    name = f"two_questions_own_{_plain(file.stem)}-{stable_hash(str(file.resolve())):x}"
     drawn = [picture_of_question(bundle, picture, question, file.name) for question in questions]
     path = draw_questions(album.folder / f"{name}.png", [[one] for one in drawn])
     album.add(path, "One image, several questions", " / ".join(questions))
@@ -311,8 +312,9 @@ def _note(album: Album, reporter: Reporter, text: str) -> None:
 
 
 def _plain(text: str) -> str:
-    """A text that is safe in file names."""
-    return re.sub(r"[^\w-]+", "_", text)[:_LONGEST_NAME]
+    """A text that is safe in file names, and short enough for them."""
+    safe = re.sub(r"[^\w-]+", "_", text)
+    return safe.encode()[:_LONGEST_NAME].decode(errors="ignore")
 
 
 def _distinct(sample_id: Any) -> str:

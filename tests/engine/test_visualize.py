@@ -497,8 +497,8 @@ def test_costs_of_models_that_write_say_at_which_length(made: list[Canvas], tmp_
 
 def test_instances_never_share_a_picture() -> None:
     """Ids that are alike once they are safe in file names, and one that is too long for any."""
-    names = [_distinct(text) for text in ("a/b", "a.b", "a_b", "x" * 300, "x" * 301, 7)]
-    assert len(set(names)) == len(names) and max(map(len, names)) < 100
+    names = [_distinct(text) for text in ("a/b", "a.b", "a_b", "x" * 300, "x" * 301, 7, "ẞ" * 80)]
+    assert len(set(names)) == len(names) and max(len(name.encode()) for name in names) < 100
     assert names[2] == "a_b" and names[5] == "7"
 
 
@@ -506,8 +506,20 @@ def test_own_image(make_run: Callable[..., Run], tmp_path: Path) -> None:
     run = make_run()
     file = tmp_path / "my photo.png"
     Image.fromarray(np.zeros((30, 50, 3), np.uint8)).save(file)
-    pictures = visualize(str(run.path), image=file, questions=["is it red?", "how many are there?"])
-    assert [path.name for path in pictures] == ["two_questions_my_photo.png", "two_questions_my_photo.html"]
+    picture, page = visualize(str(run.path), image=file, questions=["is it red?", "how many are there?"])
+    assert re.fullmatch(r"two_questions_own_my_photo-[0-9a-f]+\.png", picture.name)
+    assert page == picture.with_suffix(".html")
+
+
+def test_own_images_replace_no_other(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    """Names that are alike once they are safe, names in two folders, and the longest that there can be."""
+    run, pictures = make_run(), set()
+    (tmp_path / "b").mkdir()
+    files = [tmp_path / name for name in ("a b.png", "a_b.png", "b/a_b.png", "ẞ" * 80 + ".png")]
+    for file in files:
+        Image.fromarray(np.zeros((30, 50, 3), np.uint8)).save(file)
+        pictures |= set(visualize(str(run.path), image=file, questions=["is it red?", "is it blue?"]))
+    assert len(pictures) == 2 * len(files) and all(path.is_file() for path in pictures)
 
 
 def test_without_trimmers_only_the_curves(make_run: Callable[..., Run]) -> None:
