@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,10 @@ def visualize(
         )
     if not all(map(str.strip, questions)):
         raise UserError("a question is empty", where="--question")
+    asked = Counter(" ".join(question.split()) for question in questions)
+    twice = [question for question, times in asked.items() if times > 1]
+    if twice:
+        raise UserError(f"given more than once: {twice[0]}", where="--question", hint="ask something else")
     check_writable(out, "--out", folder=True)
     reporter = reporter or SilentReporter()
     subject = find_subject(target, overrides)
@@ -110,6 +115,7 @@ def visualize(
             split.draw(instances, num_instances, most)
         else:
             _note(album, reporter, "The model has no trimmers: it drops nothing that could be shown.")
+            _warn_of_named(instances, "trimmers", reporter)
         if similarity:
             split.similarity(most)
         _curves(album, run, bundle.task.metric, reporter)
@@ -149,6 +155,10 @@ class _Split:
             if not 0 <= index < len(self.dataset):
                 problem = f"no instance {index}: split {self.name} has {len(self.dataset)}, counted from 0"
                 raise UserError(problem, where="--instance")
+            if self.dataset[index] is None:  # what is skipped elsewhere cannot be shown, and was asked for
+                sample = self.dataset.samples[index]
+                where = f"--instance {index}: sample {sample.id}, {', '.join(map(str, sample.images))}"
+                raise UserError("it cannot be shown: its image is broken", where=where)
         indices = spread(range(len(self.dataset)), most)
         seen = self._survey(indices, "costs of instances")
         if not seen:
@@ -158,6 +168,7 @@ class _Split:
             self._two_questions(named)
         else:
             _note(self.album, self.reporter, "The model has no token trimmers: every patch and word is kept.")
+            _warn_of_named(named, "token trimmers", self.reporter)
         self._costs(seen)
         tables = head_tables(self.bundle.model.architecture, self.bundle.model.groups, seen)
         if tables:
@@ -303,6 +314,11 @@ def _open(file: Path) -> Any:
         return load_rgb(file, sample_id=file.name)
     except BadSample as error:
         raise UserError(error.message, where=f"--image {file}") from error
+
+
+def _warn_of_named(instances: Sequence[int], lacking: str, reporter: Reporter) -> None:
+    if instances:
+        reporter.warn(f"the model has no {lacking}, so nothing is shown of --instance")
 
 
 def _note(album: Album, reporter: Reporter, text: str) -> None:

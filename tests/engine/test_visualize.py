@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.engine.visualize import _distinct, visualize
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.recipe import load_recipe
+from tests.engine.tiny_run import Recorder
 
 RECIPE = """\
 output_dir: tiny
@@ -533,6 +535,28 @@ def test_without_trimmers_only_the_curves(make_run: Callable[..., Run]) -> None:
         visualize(str(run.path))
 
 
+def test_a_named_instance_whose_image_is_broken_is_refused(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = make_run()
+    task: Any = load_model(run.model).task
+    sample = task.samples("test")[3]
+    shutil.copytree(task.folder, tmp_path / "data")
+    (file,) = (tmp_path / "data").rglob(sample.images[0].name)
+    file.unlink()
+    data = [f"task.data={{name: vqa_v2, data_dir: '{tmp_path / 'data'}'}}", "task.on_bad_sample=skip"]
+    with pytest.raises(UserError, match="it cannot be shown: its image is broken") as caught:
+        visualize(str(run.path), overrides=data, instances=[3])
+    assert caught.value.where == f"--instance 3: sample {sample.id}, {file}"
+
+
+def test_instances_named_where_nothing_is_dropped(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    reporter = Recorder()
+    untrimmed = re.sub(r"pruning:.*(?=train:)", "pruning: null\n", RECIPE, flags=re.DOTALL)
+    visualize(str(make_run(untrimmed).path), instances=[99999], reporter=reporter)
+    assert reporter.warnings == ["the model has no trimmers, so nothing is shown of --instance"]
+
+
 def test_without_token_trimmers_and_metrics(make_run: Callable[..., Run]) -> None:
     text = RECIPE.replace("token_trimmer: {name: cross_modal, hidden_dim: 8}", "token_trimmer: null")
     text = text.replace("token: {vision: 0.5, text: 0.3}, ", "")
@@ -548,6 +572,7 @@ def test_without_token_trimmers_and_metrics(make_run: Callable[..., Run]) -> Non
         ({"image": Path("none.png"), "questions": ["a?"]}, "at least two questions, not 1"),
         ({"image": Path("none.png"), "questions": ["a?", "b?"]}, "missing"),
         ({"image": Path("none.png"), "questions": ["a?", " "]}, "a question is empty"),
+        ({"image": Path("none.png"), "questions": ["a?", "b?", "a? "]}, r"given more than once: a\?"),
         ({"out": Path(__file__)}, "is a file, not a directory"),
     ],
 )
