@@ -39,6 +39,7 @@ from smarttrim_cli.engine.runs import Run, find_subject, require_model, warn_of_
 from smarttrim_cli.engine.similarity import as_json, measure
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.forms import Form
+from smarttrim_cli.pruning.sites import TOKEN, Site
 from smarttrim_cli.tasks._data import stable_hash
 
 _MOST_SURVEYED, _PAIR_IMAGES = 400, 24
@@ -172,7 +173,10 @@ class _Split:
         self._costs(seen)
         tables = head_tables(self.bundle.model.architecture, self.bundle.model.groups, seen)
         if tables:
-            path = draw_heads(self.album.folder / "heads.png", tables, len(seen))
+            several = any(
+                len(mask) > 1 for name, mask in seen[0].keep.items() if Site.parse(name).kind != TOKEN
+            )
+            path = draw_heads(self.album.folder / "heads.png", tables, len(seen), several)
             self.album.add(path, "Attention heads", "How often every attention head runs.")
 
     def similarity(self, most: int) -> None:

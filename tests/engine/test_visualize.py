@@ -406,7 +406,7 @@ def test_page_escapes_what_users_write(tmp_path: Path) -> None:
 # --- the command ---
 
 
-def test_everything_is_drawn(make_run: Callable[..., Run]) -> None:
+def test_everything_is_drawn(make_run: Callable[..., Run], made: list[Canvas]) -> None:
     run = make_run()
     pictures = visualize(str(run.path), num_instances=2)
     names = [path.name for path in pictures]
@@ -423,6 +423,7 @@ def test_everything_is_drawn(make_run: Callable[..., Run]) -> None:
     embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert [base64.b64decode(data) for data in embedded] == [path.read_bytes() for path in pictures[:-1]]
     assert not list(run.figures.glob(".*"))
+    assert not any("mean over the images" in _words_drawn(canvas) for canvas in made)
     again = visualize(str(run.path), num_instances=2, out=run.path / "again")
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in pictures]
 
@@ -460,7 +461,8 @@ def test_all_images_of_an_instance_are_drawn(
     names = [path.name for path in pictures]
     assert names[1] == names[0].replace(".png", "_image2.png")
     assert [re.sub("_[^_]*$", "", name) for name in names[2:4]] == ["two_questions", "macs"]
-    trimming, _, questions, histogram = made[:4]
+    trimming, _, questions, histogram, heads = made[:5]
+    assert "runs the head; mean over the images or texts of an instance" in _words_drawn(heads)
     layers = _images(trimming) - 1
     assert _images(questions) == 2 * 2 * (1 + layers)  # two statements about two images
     assert _images(histogram) == 2 * 2 * 2  # the cheapest and the dearest: as it is, and what is kept

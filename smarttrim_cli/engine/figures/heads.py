@@ -18,17 +18,19 @@ _CELL_HEIGHT = 0.3
 _COLORS = ["#f4f6f8", "#9cc4e0", BLUE, "#003b5c"]
 
 
-def draw_heads(path: Path, tables: Sequence[HeadTable], count: int) -> Path:
+def draw_heads(path: Path, tables: Sequence[HeadTable], count: int, several: bool = False) -> Path:
     """Heat maps of the mean kept fraction per layer and head.
 
     Args:
         path: Where the picture goes.
         tables: One per stream and kind of attention.
         count: Number of instances that the means are over.
+        several: Whether they are over several images or texts of an instance, too, which may differ.
     """
     canvas = Canvas()
     y = canvas.paragraph(MARGIN, MARGIN, "Attention heads that are kept", 11, 17, INK, "bold")
     note = f"Percentage of {count} instances in which the trimmed model runs the head"
+    note += "; mean over the images or texts of an instance" if several else ""
     _key(canvas, y + 0.02)
     y = canvas.paragraph(MARGIN, y + 0.02, note, 8, 10, MUTED) + 0.2
     columns = min(len(tables), 2)
