@@ -423,7 +423,7 @@ def test_everything_is_drawn(make_run: Callable[..., Run], made: list[Canvas]) -
     embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert [base64.b64decode(data) for data in embedded] == [path.read_bytes() for path in pictures[:-1]]
     assert not list(run.figures.glob(".*"))
-    assert not any("mean over the images" in _words_drawn(canvas) for canvas in made)
+    assert not any("means over its images" in _words_drawn(canvas) for canvas in made)
     again = visualize(str(run.path), num_instances=2, out=run.path / "again")
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in pictures]
 
@@ -462,7 +462,7 @@ def test_all_images_of_an_instance_are_drawn(
     assert names[1] == names[0].replace(".png", "_image2.png")
     assert [re.sub("_[^_]*$", "", name) for name in names[2:4]] == ["two_questions", "macs"]
     trimming, _, questions, histogram, heads = made[:5]
-    assert "runs the head; mean over the images or texts of an instance" in _words_drawn(heads)
+    assert "runs the head; means over its images or texts" in _words_drawn(heads)
     layers = _images(trimming) - 1
     assert _images(questions) == 2 * 2 * (1 + layers)  # two statements about two images
     assert _images(histogram) == 2 * 2 * 2  # the cheapest and the dearest: as it is, and what is kept

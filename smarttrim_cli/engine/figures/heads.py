@@ -30,7 +30,7 @@ def draw_heads(path: Path, tables: Sequence[HeadTable], count: int, several: boo
     canvas = Canvas()
     y = canvas.paragraph(MARGIN, MARGIN, "Attention heads that are kept", 11, 17, INK, "bold")
     note = f"Percentage of {count} instances in which the trimmed model runs the head"
-    note += "; mean over the images or texts of an instance" if several else ""
+    note += "; means over its images or texts" if several else ""
     _key(canvas, y + 0.02)
     y = canvas.paragraph(MARGIN, y + 0.02, note, 8, 10, MUTED) + 0.2
     columns = min(len(tables), 2)
