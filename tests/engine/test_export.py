@@ -189,6 +189,9 @@ def test_a_model_of_another_kind_is_replaced(exported: Path, tmp_path: Path, nam
     if name == "own_labels.json":
         (tmp_path / "model" / name).touch()
     _refuse_loss(tmp_path / "out", tmp_path / "model")
+    (tmp_path / "out" / f"my_{name}").touch()
+    with pytest.raises(UserError, match=f"it is not replaced: my_{name}"):
+        _refuse_loss(tmp_path / "out", tmp_path / "model")
 
 
 def test_other_files_are_refused_before_the_work(
