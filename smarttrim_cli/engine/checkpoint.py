@@ -15,6 +15,7 @@ import torch
 from smarttrim_cli.data.files import read_json
 from smarttrim_cli.engine.artifact import load_into, read_tensors
 from smarttrim_cli.engine.files import is_number, new_folder, remove, write_json
+from smarttrim_cli.engine.progress import Progress
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.tensors import save_tensors
@@ -33,12 +34,16 @@ def latest(run: Run) -> Path | None:
     return found[-1] if found else None
 
 
+def checkpoint_name(progress: Progress) -> str:
+    """Of the folder, by how far training is."""
+    return f"step-{progress.step}" if progress.step else f"warmup-{progress.warmup_step}"
+
+
 def save_checkpoint(trainer: Trainer) -> None:
     """Write everything that ``load_checkpoint`` restores; every process writes its own random state."""
     accelerator = trainer.accelerator
     progress = trainer.progress
-    name = f"step-{progress.step}" if progress.step else f"warmup-{progress.warmup_step}"
-    path = trainer.run.path / "checkpoints" / name
+    path = trainer.run.path / "checkpoints" / checkpoint_name(progress)
     states = accelerator.gather(_random_bytes().to(accelerator.device)[None]).cpu()
     stored = {**asdict(progress), "sums": trainer.log.over_processes(progress.sums)}
     if not accelerator.is_main_process:

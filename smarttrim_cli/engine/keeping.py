@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from smarttrim_cli.engine.checkpoint import save_checkpoint
-from smarttrim_cli.errors import SmartTrimError, UserError
+from smarttrim_cli.engine.checkpoint import checkpoint_name, save_checkpoint
+from smarttrim_cli.errors import SmartTrimError
 
 if TYPE_CHECKING:
     from smarttrim_cli.engine.trainer import Trainer
 
 T = TypeVar("T")
+
+
+class ElsewhereError(SmartTrimError):
+    """Something failed in another process, which says what."""
 
 
 def in_all(trainer: Trainer, work: Callable[[], T], what: str) -> T:
@@ -23,13 +27,15 @@ def in_all(trainer: Trainer, work: Callable[[], T], what: str) -> T:
         work: Must not wait for other processes where it may fail in one of them alone.
         what: Of it, for the others: "another process could not ...".
     """
+    if trainer.accelerator.num_processes == 1:
+        return work()
     failure: BaseException | None = None
     try:
         result = work()
     except (Exception, KeyboardInterrupt) as error:
         failure = error
     if trainer.mean_over_processes(float(failure is not None)) > 0:
-        raise failure or SmartTrimError(f"another process could not {what}", where=str(trainer.run.path))
+        raise failure or ElsewhereError(f"another process could not {what}", where=str(trainer.run.path))
     return result
 
 
@@ -45,16 +51,23 @@ def kept_if_it_fails(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def kept_if_data_fail(trainer: Trainer) -> Iterator[None]:
-    """A step: a bad sample is met before weights change. Of several processes the others do not know."""
+    """Batches that cannot be had, in all processes: that is met before weights change."""
     try:
         yield
-    except UserError:
-        if trainer.accelerator.num_processes == 1 and trainer.progress.step > 0:
+    except Exception:
+        if _can_go_on(trainer):
             _keep(trainer)
         raise
 
 
+def _can_go_on(trainer: Trainer) -> bool:
+    """Whether anything has been trained, and not half of a warm start amid training, which begins again."""
+    step, warmed_up = trainer.progress.step, trainer.progress.warmup_step
+    half = step > 0 and trainer.warmup is not None and 0 < warmed_up < trainer.warmup.steps
+    return (step > 0 or warmed_up > 0) and not half
+
+
 def _keep(trainer: Trainer) -> None:
     save_checkpoint(trainer)
-    where = trainer.run.path / "checkpoints" / f"step-{trainer.progress.step}"
+    where = trainer.run.path / "checkpoints" / checkpoint_name(trainer.progress)
     trainer.reporter.warn(f"what was trained is in {where}; --resume auto goes on from there")

@@ -6,19 +6,17 @@ A DataLoader turns an error in a worker into one whose message is a traceback, a
 from __future__ import annotations
 
 import math
-import signal
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from smarttrim_cli.data.processor import Processor
-from smarttrim_cli.errors import SmartTrimError, UserError
+from smarttrim_cli.engine.data_processes import deaths_as_errors, leave_signals, tell_of_deaths
+from smarttrim_cli.errors import UserError
 from smarttrim_cli.tasks.base import Batch, EmptyBatch, Task
 
 
@@ -123,6 +121,7 @@ class Loader:
             collate_fn=self.collate,
             generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_signals,
             **settings,
         )
 
@@ -132,11 +131,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches; raises the UserError of a bad sample, or a SmartTrimError if a data process was killed."""
-        watched = _deaths_as_errors if self.loader.num_workers > 0 else nullcontext
+        watched = deaths_as_errors if self.loader.num_workers > 0 else nullcontext
         with watched():
             batches = iter(self.loader)
         if self.loader.num_workers > 0:
-            _tell_of_deaths()
+            tell_of_deaths()
         number = -1
         while True:
             with watched():
@@ -161,42 +160,3 @@ class Loader:
             if not isinstance(batch, EmptyBatch):
                 return batch
         return empty
-
-
-@contextmanager
-def _deaths_as_errors() -> Iterator[None]:
-    """The error for a DataLoader's worker that was killed, instead of torch's or of a broken connection."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
-            raise
-        raise _killed() from error
-    except (EOFError, ConnectionError) as error:
-        if str(error).startswith("Caught "):  # by a process, which lives
-            raise
-        time.sleep(1)  # torch's signal may be under way, and should not arrive when the error is handled
-        raise _killed() from error
-
-
-def _killed() -> SmartTrimError:
-    return SmartTrimError(
-        "a process that loads data was killed, often for want of memory",
-        hint="fewer train.dataloader_num_workers need less; 0 loads data in the process itself",
-    )
-
-
-def _tell_of_deaths() -> None:
-    """Torch raises its error from a signal handler, wherever the main thread is then: put ours around it."""
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        return
-    handler = signal.getsignal(signal.SIGCHLD)
-    if not callable(handler) or getattr(handler, "tells_of_deaths", False):
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        with _deaths_as_errors():
-            handler(number, frame)
-
-    handle.tells_of_deaths = True  # type: ignore[attr-defined]
-    signal.signal(signal.SIGCHLD, handle)

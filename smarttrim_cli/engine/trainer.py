@@ -47,6 +47,7 @@ from smarttrim_cli.pruning.saliency import Warmup
 from smarttrim_cli.pruning.teacher import TaughtObjective, Teaching
 from smarttrim_cli.recipe import Recipe
 from smarttrim_cli.tasks._data import stable_hash
+from smarttrim_cli.tasks.base import Batch
 
 _MOST_LEFT_OUT = 50
 """Steps in a row that float16's scaler may leave out; its scale begins at 2^16 and halves each time."""
@@ -165,8 +166,7 @@ class Trainer:
         started, before = time.perf_counter(), self.progress.seconds
         with self.reporter.track(self.total_steps, "training") as tracker:
             while self.progress.step < end:
-                with kept_if_data_fail(self):
-                    terms = self._step(loader)
+                terms = self._step(loader)
                 self.progress.step += 1
                 self.progress.seconds = before + time.perf_counter() - started
                 self.progress.add(terms)
@@ -236,7 +236,8 @@ class Trainer:
         progress = self.progress.step / self.total_steps
         accumulation = self.recipe.train.gradient_accumulation_steps
         for _ in range(accumulation):
-            batch = to_device(next(loader), self.accelerator.device)
+            with kept_if_data_fail(self):
+                batch = self.next_batch(loader)
             with self.accelerator.accumulate(self.wrapped), self.accelerator.autocast():
                 losses = self.wrapped(batch, target, progress)
                 self._stop_unless_finite("loss", losses["loss"])
@@ -253,6 +254,10 @@ class Trainer:
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0.0) + float(value.detach()) / accumulation
         return terms
+
+    def next_batch(self, loader: Any) -> Batch:
+        """Of a loader, on the device; an error in all processes if one of them cannot have its own."""
+        return to_device(in_all(self, lambda: next(loader), "load its samples"), self.accelerator.device)
 
     def _scaled(self, target: Target | Warmup | None) -> Target | Warmup | None:
         """The target with what losses are multiplied by before the backward pass."""

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from smarttrim_cli.engine.checkpoint import prune_checkpoints, save_checkpoint
-from smarttrim_cli.engine.inference import to_device
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning import saliency
 from smarttrim_cli.pruning.cost import saved_by_a_token
@@ -162,7 +161,7 @@ class WarmStart:
         lowest = dict.fromkeys(trimmers, 0.0)
         equal = dict.fromkeys(trimmers, 0.0)
         for _ in range(_BATCHES_TO_SHIFT_BY):
-            batch = to_device(next(loader), trainer.accelerator.device)  # type: ignore[call-overload]
+            batch = trainer.next_batch(loader)
             with trainer.accelerator.autocast(), torch.set_grad_enabled(self.settings.align == "worth"):
                 found = saliency.probe(model, batch.inputs)
                 level = self._equal(found, dropped, batch)

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from smarttrim_cli.engine.build import build, plan_for
+from smarttrim_cli.engine.data_processes import leave_signals
 from smarttrim_cli.engine.inference import batches, predict, summed
 from smarttrim_cli.engine.loading import batching
 from smarttrim_cli.engine.report import SilentReporter
@@ -117,6 +118,46 @@ def test_batches_of_one_width_keep_the_order_of_images(processes: int, size: int
     assert sorted(index for batch in found for index in batch) == list(range(15))
     images = list(dict.fromkeys(index // 3 for batch in found for index in batch))
     assert images == sorted(images)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs signals to processes")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_data_process_outlives_a_signal_to_all(tmp_path: Path, name: str) -> None:
+    """Such as Ctrl-C in a terminal: the training that gets it, too, needs the batch."""
+    bundle = build(tiny_recipe(tmp_path), lambda text: None)
+    loader, count = batches(bundle, "test", 2, workers=1), 0
+    for count, _ in enumerate(loader, start=1):
+        if count == 1:
+            (worker,) = multiprocessing.active_children()
+            assert worker.pid is not None
+            os.kill(worker.pid, getattr(signal, name))
+    assert count == len(loader)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs signals to processes")
+def test_a_second_sigterm_ends_a_data_process() -> None:
+    """As DataLoader wants of one that hangs."""
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=_waits, args=(ready,), daemon=True)
+    process.start()
+    assert ready.wait(60)
+    process.terminate()
+    process.join(0.5)
+    assert process.is_alive()
+    for _ in range(60):  # two that arrive at once are one
+        process.terminate()
+        process.join(1)
+        if not process.is_alive():
+            break
+    assert process.exitcode == -signal.SIGTERM
+
+
+def _waits(ready: Any) -> None:
+    leave_signals(0)
+    ready.set()
+    while True:
+        time.sleep(60)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="needs signals of child processes")

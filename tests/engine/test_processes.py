@@ -69,6 +69,41 @@ except SmartTrimError as error:
 """
 
 
+_STOPS = """
+import os, signal, sys
+from pathlib import Path
+from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.engine.stopping import Stopped
+from smarttrim_cli.engine.trainer import Trainer
+from smarttrim_cli.errors import SmartTrimError, UserError
+from tests.engine.tiny_run import tiny_recipe
+
+one = os.environ["RANK"] == "1"
+what, at = sys.argv[2], int(sys.argv[3])
+next_batch, seen = Trainer.next_batch, []
+
+class Bad:
+    def __next__(self):
+        raise UserError("an image is damaged")
+
+def amid(trainer, loader):
+    seen.append(loader)
+    if one and len(seen) == at and what == "signal":
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # as a launcher would pass it on
+    return next_batch(trainer, Bad() if one and len(seen) == at and what == "sample" else loader)
+
+Trainer.next_batch = amid
+try:
+    finetune(tiny_recipe(Path(sys.argv[1]), *sys.argv[4:]))
+except Stopped as stopped:
+    print(f"process {os.environ['RANK']}: {stopped.exit_code}", flush=True)
+except SmartTrimError as error:
+    print(f"process {os.environ['RANK']}: {error.message}", flush=True)
+os._exit(0)  # torch's threads abort one in ten processes that end after an error, which is said by then
+"""
+
+
 _RESUMES = """
 import shutil, sys
 from pathlib import Path
@@ -120,6 +155,9 @@ def launched(*arguments: str, where: Path) -> str:
     return done.stdout
 
 
+WARM = (*GUIDED, "strategy.guidance_warmup.steps=8")
+
+
 def test_torchrun_without_a_gpu(tmp_path: Path) -> None:
     """With all that is done between processes: solved threshold, guidance, shift of the warm start."""
     script = tmp_path / "run.py"
@@ -147,6 +185,27 @@ def test_an_end_that_fails_in_one_process_stops_all(what: str, others: str, tmp_
     trimmers = {name.split(".")[2] for name in weights if name.startswith("model.trimmers.")}
     assert len(trimmers) == 14  # with those that the other process had taken out
     assert (tmp_path / "run/model").exists() is (what == "score")
+
+
+@pytest.mark.parametrize(
+    ("what", "at", "settings", "said", "kept"),
+    [
+        ("signal", 3, (), ["143", "143"], "step-3"),
+        ("sample", 4, (), ["another process could not load its samples", "an image is damaged"], "step-3"),
+        ("sample", 4, WARM, ["another process could not load its samples", "an image is damaged"], "warmup-3"),
+    ],
+    ids=["signal", "sample", "sample in the warm start"],
+)
+def test_what_stops_one_process_stops_all_with_a_checkpoint(
+    what: str, at: int, settings: tuple[str, ...], said: list[str], kept: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(_STOPS, encoding="utf-8")
+    output = launched(str(script), str(tmp_path), what, str(at), *settings, where=tmp_path)
+    assert all(f"process {rank}: {message}" in output for rank, message in enumerate(said)), output
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [kept]
+    state = torch.load(tmp_path / "run/checkpoints" / kept / "state.pt", weights_only=True)
+    assert len(state["random"]) == 2
 
 
 def test_processes_resume_bit_identically(tmp_path: Path) -> None:
