@@ -1,4 +1,4 @@
-"""Processes that load data: signals are their trainer's business, and their death is an error that says so."""
+"""Processes that load data: signals are their trainer's business, and their death is an error saying so."""
 
 from __future__ import annotations
 

@@ -155,6 +155,7 @@ def launched(*arguments: str, where: Path) -> str:
     return done.stdout
 
 
+BAD_SAMPLE = ["another process could not load its samples", "an image is damaged"]
 WARM = (*GUIDED, "strategy.guidance_warmup.steps=8")
 
 
@@ -191,8 +192,8 @@ def test_an_end_that_fails_in_one_process_stops_all(what: str, others: str, tmp_
     ("what", "at", "settings", "said", "kept"),
     [
         ("signal", 3, (), ["143", "143"], "step-3"),
-        ("sample", 4, (), ["another process could not load its samples", "an image is damaged"], "step-3"),
-        ("sample", 4, WARM, ["another process could not load its samples", "an image is damaged"], "warmup-3"),
+        ("sample", 4, (), BAD_SAMPLE, "step-3"),
+        ("sample", 4, WARM, BAD_SAMPLE, "warmup-3"),
     ],
     ids=["signal", "sample", "sample in the warm start"],
 )
