@@ -290,8 +290,8 @@ def _caption(instance: Instance) -> str:
 def _own_image(
     album: Album, bundle: Bundle, picture: Any, file: Path, questions: Sequence[str]
 ) -> list[Path]:
-    """The user's image under the user's questions, on a page of its own, which no other image replaces."""
-    name = f"two_questions_own_{_plain(file.stem)}-{stable_hash(str(file.resolve())):x}"
+    """The user's image under the user's questions, on a page of its own, which no others replace."""
+    name = f"two_questions_own_{_plain(file.stem)}-{stable_hash(str(file.resolve()), *questions):x}"
     drawn = [picture_of_question(bundle, picture, question, file.name) for question in questions]
     path = draw_questions(album.folder / f"{name}.png", [[one] for one in drawn])
     album.add(path, "One image, several questions", " / ".join(questions))

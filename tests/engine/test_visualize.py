@@ -211,7 +211,9 @@ def test_own_images_replace_no_other(make_run: Callable[..., Run], tmp_path: Pat
     for file in files:
         Image.fromarray(np.zeros((30, 50, 3), np.uint8)).save(file)
         pictures |= set(visualize(str(run.path), image=file, questions=["is it red?", "is it blue?"]))
-    assert len(pictures) == 2 * len(files) and all(path.is_file() for path in pictures)
+    for question in ("is it blue?", "is it green?"):  # nor do other questions about one
+        pictures |= set(visualize(str(run.path), image=files[0], questions=["is it red?", question]))
+    assert len(pictures) == 2 * (len(files) + 1) and all(path.is_file() for path in pictures)
 
 
 def test_without_trimmers_only_the_curves(make_run: Callable[..., Run]) -> None:
