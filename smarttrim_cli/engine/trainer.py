@@ -280,7 +280,9 @@ class Trainer:
             self._stop_unless_finite("gradient norm", torch.tensor(math.inf))
 
     def mean_over_processes(self, value: float) -> float:
-        """A number that every process has, as their mean."""
+        """A number that every process has, as their mean; none (NaN) if it is none in any."""
+        if self.accelerator.num_processes == 1:
+            return value
         tensor = torch.tensor(value, device=self.accelerator.device)
         return float(self.accelerator.reduce(tensor, reduction="mean"))
 
@@ -288,9 +290,9 @@ class Trainer:
         """Stop before numbers that are none get into the weights.
 
         Raises:
-            SmartTrimError: The value is infinite or not a number.
+            SmartTrimError: The value is infinite or not a number, in any process.
         """
-        number = float(value.detach())
+        number = self.mean_over_processes(float(value.detach()))
         if not math.isfinite(number):
             raise SmartTrimError(
                 f"training has diverged: the {what} is {number} at step {self.progress.step + 1}",

@@ -91,6 +91,8 @@ def amid(trainer, loader):
     if one and len(seen) == at and what == "signal":
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # as a launcher would pass it on
+    if one and len(seen) == at and what == "loss":
+        next(trainer.objective.parameters()).data.fill_(float("nan"))
     return next_batch(trainer, Bad() if one and len(seen) == at and what == "sample" else loader)
 
 Trainer.next_batch = amid
@@ -194,8 +196,15 @@ def test_an_end_that_fails_in_one_process_stops_all(what: str, others: str, tmp_
         ("signal", 3, (), ["143", "143"], "step-3"),
         ("sample", 4, (), BAD_SAMPLE, "step-3"),
         ("sample", 4, WARM, BAD_SAMPLE, "warmup-3"),
+        (
+            "loss",
+            3,
+            ("train.save_steps=2",),
+            ["training has diverged: the loss is nan at step 3"] * 2,
+            "step-2",
+        ),
     ],
-    ids=["signal", "sample", "sample in the warm start"],
+    ids=["signal", "sample", "sample in the warm start", "loss"],
 )
 def test_what_stops_one_process_stops_all_with_a_checkpoint(
     what: str, at: int, settings: tuple[str, ...], said: list[str], kept: str, tmp_path: Path
