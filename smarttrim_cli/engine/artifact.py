@@ -29,6 +29,7 @@ from smarttrim_cli.engine.files import write_json
 from smarttrim_cli.errors import SmartTrimError, UserError, some
 from smarttrim_cli.forms import Form
 from smarttrim_cli.pruning.model import TrimmedModel, build_trimmers
+from smarttrim_cli.pruning.prepared import for_good
 from smarttrim_cli.tasks.base import Task
 from smarttrim_cli.tensors import save_tensors
 from smarttrim_cli.trimmers.base import SiteInfo, Trimmer
@@ -237,6 +238,7 @@ def load_trimmers(model: TrimmedModel, folder: Path) -> None:
     model.threshold.fill_(read_config(folder)["threshold"])
 
 
+@for_good()
 def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log: Any = print) -> Bundle:
     """Open a model folder.
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from smarttrim_cli.engine.checkpoint import checkpoint_name, save_checkpoint
+from smarttrim_cli.engine.files import remove
 from smarttrim_cli.errors import SmartTrimError
 
 if TYPE_CHECKING:
@@ -58,6 +59,20 @@ def kept_if_data_fail(trainer: Trainer) -> Iterator[None]:
         if _can_go_on(trainer):
             _keep(trainer)
         raise
+
+
+@contextmanager
+def kept_amid_training(trainer: Trainer) -> Iterator[None]:
+    """A warm start: meanwhile there is a checkpoint of the training before it, to begin it again from."""
+    progress, every = trainer.progress, trainer.recipe.train.save_steps
+    undone = trainer.warmup is not None and progress.warmup_step < trainer.warmup.steps
+    is_there = bool(every) and progress.step % (every or 1) == 0
+    own = undone and progress.step > 0 and not is_there
+    if own:
+        save_checkpoint(trainer)
+    yield
+    if own and trainer.accelerator.is_main_process:
+        remove(trainer.run.path / "checkpoints" / checkpoint_name(progress))
 
 
 def _can_go_on(trainer: Trainer) -> bool:

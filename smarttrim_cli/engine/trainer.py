@@ -26,7 +26,7 @@ from smarttrim_cli.engine.files import is_number
 from smarttrim_cli.engine.fingerprint import fingerprint
 from smarttrim_cli.engine.importance import rank_heads
 from smarttrim_cli.engine.inference import to_device
-from smarttrim_cli.engine.keeping import in_all, kept_if_data_fail, kept_if_it_fails
+from smarttrim_cli.engine.keeping import in_all, kept_amid_training, kept_if_data_fail, kept_if_it_fails
 from smarttrim_cli.engine.loading import Loader
 from smarttrim_cli.engine.optim import make_optimizer, schedule_factor
 from smarttrim_cli.engine.progress import Progress
@@ -116,12 +116,12 @@ class Trainer:
         later = self.run.drop_later_checkpoints(progress.step, progress.warmup_step)
         if later:
             self.reporter.message(f"removed as of later steps than {progress.step}: {', '.join(later)}")
-        evaluated = [
-            r["eval"].get(metric) for r in self.run.history() if "eval" in r and r["step"] > progress.step
-        ]
+        ended = progress.step == self.total_steps  # then its evaluation is done anew, too
+        first = progress.step if ended else progress.step + 1
+        evaluated = [r["eval"].get(metric) for r in self.run.history() if "eval" in r and r["step"] >= first]
         scores = [score for score in evaluated if is_number(score)]  # none of a model that has diverged
         best = -math.inf if progress.best_score is None else progress.best_score
-        if later and max(scores, default=-math.inf) > best:
+        if (later or ended) and max(scores, default=-math.inf) > best:
             self.run.forget_best()
             progress.best_score = progress.best_step = None
 
@@ -154,9 +154,10 @@ class Trainer:
             progress = self.progress
             amid = progress.step > 0  # what was not yet logged is training's then
             before = (progress.sums, progress.counts) if amid else ({}, {})
-            if amid:
-                progress.sums, progress.counts = {}, {}
-            self.warmup.run()
+            with kept_amid_training(self):
+                if amid:
+                    progress.sums, progress.counts = {}, {}
+                self.warmup.run()
             progress.sums, progress.counts = before
         self._train_until(loader, self.total_steps)
 

@@ -120,8 +120,8 @@ class WarmStart:
                 saves = trainer.recipe.train.save_steps and not progress.step
                 if saves and self._due(trainer.recipe.train.save_steps or 0):
                     self._save()
-                if not progress.step:  # amid training there are no checkpoints of it
-                    trainer.stopping.check()
+                amid = progress.step > 0  # there is a checkpoint of what was before
+                trainer.stopping.check((lambda _: None) if amid else save_checkpoint)
 
     def _due(self, every: int) -> bool:
         step = self.trainer.progress.warmup_step

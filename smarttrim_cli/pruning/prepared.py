@@ -58,13 +58,14 @@ def usable(x: Tensor) -> bool:
     )
 
 
-def version_of(weight: Tensor) -> tuple[int, int]:
+def version_of(weight: Tensor) -> tuple[int, object]:
     """What changes when a weight is replaced or written to, but for two ways that torch does not count.
 
     Fused optimizers are one: what was laid out is dropped in passes that take gradients. Writing through
-    ``.data`` is the other: see :meth:`.TrimmedModel.forget`.
+    ``.data`` is the other: see :meth:`.TrimmedModel.forget`. Of weights made in inference mode torch
+    counts nothing: they are taken to change each time.
     """
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+    return weight.data_ptr(), object() if weight.is_inference() else weight._version
 
 
 def versions_of(linears: Sequence[nn.Linear]) -> tuple[Any, ...]:
@@ -98,7 +99,7 @@ class _Layout:
 
     def __init__(self) -> None:
         self.laid_out: Tensor | None = None
-        self.version: tuple[int, int] | None = None
+        self.version: tuple[int, object] | None = None
         self.joined: dict[tuple[int, ...], _Joined] = {}
 
     def of(self, weight: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ Legend: B instances, R rows of a stream, N tokens of a row, n distributions, C t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,8 +30,6 @@ from smarttrim_cli.pruning.sites import TOKEN, LayerSpec, Site
 from smarttrim_cli.pruning.stream import MaskedStream
 from smarttrim_cli.trimmers.base import TokenView
 
-_SCALE = 2.0**-10
-"""Gradients of masks are clipped to 1 (``attention.key_bias``); those of a scaled answer stay below."""
 _NEVER = -1e9
 """Score of what may not be dropped: nothing in a softmax, and finite for rows without anything else."""
 
@@ -92,7 +91,9 @@ class _ProbingContext(ForwardContext):
             self.scores[name] = self.trimmers[name](view)
         if name in self.probed:
             self.masks[name] = stream.valid_BN.float().requires_grad_()
-            self.streams[spec.stream] = stream = replace(stream, keep_BN=self.masks[name])
+            self.streams[spec.stream] = stream = replace(
+                stream, keep_BN=self.masks[name], gradient_limit=math.inf
+            )
         self.log.tokens[name] = stream
         return hidden
 
@@ -145,7 +146,7 @@ def saliency(found: Probe, answer: Tensor, onward: bool = True) -> dict[str, Ten
     """
     masks = list(found.masks.values())
     gradients = torch.autograd.grad(
-        answer * _SCALE, masks, retain_graph=True, allow_unused=True, materialize_grads=True
+        answer, masks, retain_graph=True, allow_unused=True, materialize_grads=True
     )
     of_layer = dict(zip(found.masks, gradients, strict=True))
     worth, result = dict[str, Tensor](), {}
@@ -153,7 +154,7 @@ def saliency(found: Probe, answer: Tensor, onward: bool = True) -> dict[str, Ten
         stream = Site.parse(name).stream
         later_RN = worth.get(stream, 0.0) if onward else 0.0
         worth[stream] = of_layer[name] + later_RN
-        result[name] = worth[stream].abs() / _SCALE * found.removable(name)
+        result[name] = worth[stream].abs() * found.removable(name)
     return {name: result[name] for name in of_layer}
 
 

@@ -119,7 +119,7 @@ class StaticHeadsOf:
             tensors: tuple[Any, ...] = (*trimmer.buffers(), *trimmer.parameters())
         else:  # quicker, and the usual case
             tensors = (*trimmer._buffers.values(), *trimmer._parameters.values())
-        versions = (0 if t is None or t.is_inference() else t._version for t in tensors)
+        versions = (0 if t is None else object() if t.is_inference() else t._version for t in tensors)
         made_of = (threshold, *tensors, *versions)
         found = self._decisions.get(name)
         if found is None or not found.holds(made_of):

@@ -115,3 +115,12 @@ def test_evaluation_is_ready_and_training_is_not(tmp_path: Path, monkeypatch: py
     evaluation.evaluate(str(tmp_path / "run"), max_instances=8, baselines=["random"])
     assert set(seen) == {("training", False), ("evaluation", True)}
     assert seen.count(("evaluation", True)) == 2  # the model and the baseline, which shares its backbone
+
+
+def test_a_model_loaded_in_inference_mode_is_an_ordinary_one(trained: Path) -> None:
+    """Torch would not count what is written to its weights, from which other things are made."""
+    with torch.inference_mode():
+        model = smarttrim_cli.load(trained).model
+    assert not any(tensor.is_inference() for tensor in model.state_dict().values())
+    inputs = ragged_inputs(model.backbone)
+    model(inputs, "masked").output.sum().backward()

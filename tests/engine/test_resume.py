@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+from smarttrim_cli.engine import validation
 from smarttrim_cli.engine.finetune import finetune
+from smarttrim_cli.engine.scores import score_summary
 from smarttrim_cli.engine.stopping import Stopped
 from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.errors import UserError
@@ -331,6 +333,22 @@ def test_a_best_model_of_later_steps_goes_too(
     assert (tmp_path / "run/best").exists()
     interrupted(monkeypatch, recipe, after=3, resume=str(tmp_path / "run/checkpoints/step-3"))
     assert not (tmp_path / "run/best").exists()
+
+
+def test_a_best_model_of_another_end_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end is done again with settings that may differ: the best model is not that of the first one."""
+    settings = ("train.max_steps=4", "train.save_steps=2", "train.eval_steps=2", "evaluate.max_instances=8")
+    scores = [0.5, 0.9, 0.4]
+
+    def score(task: Any, result: Any) -> dict[str, Any]:
+        return {**score_summary(task, result), task.metric: scores.pop(0)}
+
+    monkeypatch.setattr(validation, "score_summary", score)
+    finetune(tiny_recipe(tmp_path, *settings))
+    finetune(tiny_recipe(tmp_path, *settings, "pruning.calibrate.max_instances=5"), resume="auto")
+    run = tmp_path / "run"
+    assert [row["eval"]["accuracy"] for row in metrics(run) if "eval" in row] == [0.5, 0.4]
+    assert tree(run / "best") == tree(run / "model")
 
 
 def test_results_of_a_model_do_not_outlive_it(stopped: Path) -> None:

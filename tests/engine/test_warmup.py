@@ -265,6 +265,39 @@ def test_full_model_first(after: int, tmp_path: Path, monkeypatch: pytest.Monkey
     assert {file for file in one if one[file] != two[file]} <= {"state.json"}
 
 
+@pytest.mark.parametrize("how", ["signal", "broken sample"])
+def test_a_warm_start_amid_training_that_ends_early_keeps_what_was_before(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no checkpoint is due there; one that the warm start leaves behind goes with it."""
+    late = (*WARM, "strategy.curriculum.start_ratio=0.5", "logging.logging_steps=3", "train.save_steps=3")
+    for folder in ("whole", "again"):
+        (tmp_path / folder).mkdir()
+    finetune(tiny_recipe(tmp_path / "whole", *late))
+    next_batch, warmed_up = Trainer.next_batch, list[int]()
+
+    def amid(trainer: Trainer, loader: Any) -> Any:
+        if trainer.progress.step == 2:
+            warmed_up.append(trainer.progress.warmup_step)
+            if warmed_up[-1] == 2:
+                if how != "signal":
+                    raise UserError("an image is broken")
+                signal.raise_signal(signal.SIGTERM)
+        return next_batch(trainer, loader)
+
+    recipe = tiny_recipe(tmp_path / "again", *late)
+    with monkeypatch.context() as patch, pytest.raises(Stopped if how == "signal" else UserError):
+        patch.setattr(Trainer, "next_batch", amid)
+        finetune(recipe)
+    checkpoints = tmp_path / "again/run/checkpoints"
+    assert warmed_up == [0, 1, 2] and [path.name for path in checkpoints.iterdir()] == ["step-2"]
+    finetune(recipe, resume="auto")
+    assert metrics(tmp_path / "again/run") == metrics(tmp_path / "whole/run")
+    assert {path.name for path in checkpoints.iterdir()} == {"step-3", "step-4"}
+    one, two = tree(tmp_path / "again/run/model"), tree(tmp_path / "whole/run/model")
+    assert {file for file in one if one[file] != two[file]} <= {"state.json"}
+
+
 @pytest.mark.parametrize(("steps", "checkpoint"), [(5, "warmup-6"), (7, "step-2")])
 def test_another_warm_start_is_refused(warm: Path, steps: int, checkpoint: str, tmp_path: Path) -> None:
     shutil.copytree(warm, tmp_path / "warm")

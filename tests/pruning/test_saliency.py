@@ -138,6 +138,20 @@ def test_large_gradients_are_not_clipped() -> None:
         assert_close(large[name], small[name] * 100, rtol=1e-3, atol=1e-5)
 
 
+def test_small_gradients_do_not_vanish_in_float16() -> None:
+    """Of answers that hardly depend on single tokens: what is learned is their relation."""
+    model = tiny.paper_model()
+    inputs = tiny.ragged_inputs(model.backbone)
+    found = probe(model, inputs)
+    exact = saliency.saliency(found, answer_of(found.output))
+    with torch.autocast("cpu", torch.float16):
+        found = probe(model, inputs)
+        half = saliency.saliency(found, answer_of(found.output) * 0.01)
+    for name in exact:
+        one, two = (distribution(x[name], found.removable(name), Warmup()) for x in (exact, half))
+        assert (one - two).abs().sum(-1).max() < 0.05, name
+
+
 def test_own_answer() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, -1.0, 0.0]])
     assert own_answer(logits, logits).item() == 7.0

@@ -95,6 +95,30 @@ def test_packed_answers_are_those_of_the_weights(kind: str, change: Callable[[An
         assert not torch.allclose(after, before, atol=1e-3)
 
 
+def targeted(model: TrimmedModel) -> None:
+    model.set_targets(dict.fromkeys(model.groups, 0.2))
+
+
+def loaded(model: TrimmedModel) -> None:
+    model.load_state_dict(
+        {name: x * 0.8 if x.dim() > 1 else x.clone() for name, x in model.state_dict().items()}
+    )
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("change", [loaded, replaced, targeted])
+@pytest.mark.parametrize("kind", models())
+def test_so_they_are_of_models_made_in_inference_mode(kind: str, change: Callable[[Any], None]) -> None:
+    """Torch does not count what is written to such tensors."""
+    model = models()[kind]()
+    before = packed(model)
+    change(model)
+    after = packed(model)
+    assert_close(after, fresh(model), atol=1e-5, rtol=1e-5)
+    if (change is replaced) != ("static" in kind) and (change is not targeted or "static" in kind):
+        assert not torch.allclose(after, before, atol=1e-3)
+
+
 def test_training_by_a_fused_optimizer_alone_needs_no_module_around() -> None:
     linear = nn.Sequential(nn.Linear(16, 16))
     prepared.prepare(linear)
