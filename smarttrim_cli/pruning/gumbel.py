@@ -63,10 +63,9 @@ def hard_mask(scores: Tensor, threshold: float | Tensor = 0.0) -> Tensor:
     return scores > threshold
 
 
-def straight_through(relaxed: Tensor) -> Tensor:
-    """Forward 1[relaxed > 0.5], backward the identity on ``relaxed``."""
-    hard = (relaxed > 0.5).to(relaxed.dtype)
-    return hard + (relaxed - relaxed.detach())
+def straight_through(hard: Tensor, relaxed: Tensor) -> Tensor:
+    """Forward the hard mask as a float, backward the identity on ``relaxed``."""
+    return hard.to(relaxed.dtype) + (relaxed - relaxed.detach())
 
 
 def noisy(scores: Tensor, kind: str, sampling: Sampling | None, drawn: bool = False) -> Tensor:
@@ -77,6 +76,7 @@ def noisy(scores: Tensor, kind: str, sampling: Sampling | None, drawn: bool = Fa
 
 def keep_mask(scores: Tensor, kind: str, sampling: Sampling | None, threshold: float) -> Tensor:
     """Float keep mask of (noisy) scores at sites of a kind."""
+    hard = hard_mask(scores, threshold)  # not the relaxation's, which bfloat16 rounds to a half
     if sampling is None or not sampling.learns(kind):
-        return hard_mask(scores, threshold).to(scores.dtype)
-    return straight_through(gumbel_sigmoid(scores - threshold, sampling.temperature))
+        return hard.to(scores.dtype)
+    return straight_through(hard, gumbel_sigmoid(scores - threshold, sampling.temperature))

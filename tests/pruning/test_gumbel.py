@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from smarttrim_cli.pruning.gumbel import Sampling, gumbel_sigmoid, hard_mask, logistic_noise, straight_through
+from smarttrim_cli.pruning.gumbel import (
+    Sampling,
+    gumbel_sigmoid,
+    hard_mask,
+    keep_mask,
+    logistic_noise,
+    straight_through,
+)
 from smarttrim_cli.pruning.objective import kept_fractions, sites_heads
 from smarttrim_cli.pruning.sites import Site
 from tests import tiny
@@ -51,7 +58,7 @@ def test_a_score_at_the_threshold_is_dropped() -> None:
 
 def test_straight_through_is_hard_forward_and_soft_backward() -> None:
     scores = torch.linspace(-3, 3, 1001, dtype=torch.float64).requires_grad_()
-    out = straight_through(gumbel_sigmoid(scores, 2.0))
+    out = straight_through(hard_mask(scores), gumbel_sigmoid(scores, 2.0))
     assert_close(out, (scores > 0).double())
     (gradient,) = torch.autograd.grad(out.sum(), scores)
     soft = torch.sigmoid(scores.detach() / 2)
@@ -61,8 +68,18 @@ def test_straight_through_is_hard_forward_and_soft_backward() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_forward_mask_is_exactly_zero_or_one(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    found = straight_through(torch.rand(10_000).to(dtype))
-    assert set(found.tolist()) == {0.0, 1.0}
+    scores = torch.randn(10_000).to(dtype).requires_grad_()
+    found = straight_through(hard_mask(scores), gumbel_sigmoid(scores, 0.7))
+    assert found.dtype == dtype and set(found.tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_training_decides_as_evaluation_does(dtype: torch.dtype) -> None:
+    """Also of scores so near the threshold that their sigmoid is rounded to a half."""
+    scores = (torch.linspace(-0.02, 0.02, 401) + 0.25).to(dtype).requires_grad_()
+    trained = keep_mask(scores, "token", Sampling(noise=0.0), 0.25)
+    assert torch.equal(trained, keep_mask(scores, "token", None, 0.25))
+    assert 150 < int(trained.sum()) < 250
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0])
