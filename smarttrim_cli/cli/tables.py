@@ -35,9 +35,13 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
+_NOTHING = 1e-9
+"""What is below is a score that is none, such as a BLEU of smoothed counts alone."""
+
+
 def ratio(full: Any, trimmed: Any, is_cost: bool) -> str | None:
     """How many times cheaper, or which share is kept."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (full, trimmed))
-    if not numbers or not full or not trimmed:
+    if not numbers or not trimmed or abs(full) < _NOTHING:
         return None
     return f"{full / trimmed:.2f}x" if is_cost else f"{trimmed / full:.1%}"

@@ -17,6 +17,7 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -176,10 +177,23 @@ def _loaded(source: Callable[[Any], Any], place: str) -> Any:
             hint="pip install 'smarttrim-cli[datasets]'",
         ) from error
     try:
-        return source(datasets)
+        with _without_bars(datasets):
+            return source(datasets)
     except Exception as error:  # the package has exceptions of its own, of pyarrow and of fsspec
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"cannot be read: {reason}", where=place) from error
+
+
+@contextmanager
+def _without_bars(datasets: Any) -> Iterator[None]:
+    """The package's own, which call reading files a download and every split one of training."""
+    drawn = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if drawn:
+            datasets.enable_progress_bars()
 
 
 def _image_columns(table: Any, options: Options, task: str, place: str) -> list[str]:

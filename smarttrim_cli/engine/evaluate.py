@@ -98,6 +98,8 @@ def evaluate(
         baselines = ()
     _check_baselines(bundle, baselines)
     name = bundle.task.split_name(split or recipe.evaluate.split)
+    if submission_out is not None:
+        _check_submission(bundle.task, name)
     limit = max_instances or recipe.evaluate.max_instances
     workers = recipe.train.dataloader_num_workers
     loader = batches(bundle, name, recipe.evaluate.batch_size, limit, workers, share)
@@ -106,11 +108,11 @@ def evaluate(
     if not share.first:
         return {}
     report = _report(bundle, results, name) | ({} if truth is None else truth.report(results["packed"]))
-    _write(bundle.task, results, predictions_out, submission_out)
     _warn(report, results, reporter)
-    if stored:  # before the baselines, which may fail
+    if stored:  # before files and baselines, which may fail
         with run.storing(reporter):
             run.merge_summary(report, lambda summary: _of_others(summary, report))
+    _write(bundle.task, results, predictions_out, submission_out)
     for baseline in baselines:
         report.setdefault("baselines", {})[baseline] = evaluate_baseline(
             baseline, bundle, recipe, name, limit, results["packed"], reporter
@@ -224,6 +226,13 @@ def _write(
         _write_submission(task, shown.records, submission)
 
 
+def _check_submission(task: Task, split: str) -> None:
+    """Find out before the work whether predictions of a split can be submitted."""
+    check = getattr(task, "check_submission", None)
+    if check is not None:
+        check([sample.id for sample in task.samples(split)])
+
+
 def _write_submission(task: Task, records: Sequence[Record], file: Path) -> None:
     content = task.submission(records)
     if isinstance(content, str):
@@ -252,6 +261,8 @@ def _rescore(
     task = build_task(section_of(recipe.task), recipe.backbone.name, reporter.message)
     name = task.split_name(split or recipe.evaluate.split)
     stored = read_records(path)
+    if submission is not None:
+        _check_submission(task, name)
     trimmed = task.rescore(stored, name)
     report: dict[str, Any] = {
         "split": name,

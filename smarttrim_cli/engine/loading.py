@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset
 
 from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.engine.data_processes import deaths_as_errors, leave_signals, tell_of_deaths
@@ -89,6 +89,14 @@ def batching(dataset: Any, batch_size: int) -> dict[str, Any]:
     places = dataset.indices if isinstance(dataset, Subset) else range(len(whole))
     sampler = BatchesOfOneWidth(lambda index: whole.width(places[index]), len(places), batch_size)
     return {"batch_sampler": sampler}
+
+
+def batches_of_places(dataset: Any, places: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Places of a data set, batch by batch, as a DataLoader of them would have them."""
+    settings = batching(Subset(dataset, places), batch_size)
+    order = range(len(places))
+    for batch in settings.get("batch_sampler") or BatchSampler(order, batch_size, drop_last=False):
+        yield [places[number] for number in batch]
 
 
 class Loader:

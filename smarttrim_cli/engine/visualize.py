@@ -204,7 +204,8 @@ class _Split:
 
     def _survey(self, indices: Sequence[int], label: str) -> list[Seen]:
         with self.reporter.track(len(indices), label) as tracker:
-            return list(survey(self.bundle, self.dataset, indices, self.batch_size, tracker.update))
+            found = list(survey(self.bundle, self.dataset, indices, self.batch_size, tracker.update))
+        return sorted(found, key=lambda one: indices.index(one.index))
 
     def _pictures(self, seen: Seen) -> list[Instance]:
         return pictures_of(self.bundle, self.dataset, seen, self.boxes)
@@ -259,10 +260,14 @@ class _Split:
             caption += (
                 " Those of the full model are what it takes to write as many tokens as the trimmed one."
             )
+        two_stage = getattr(self.bundle.task, "two_stage", False)
+        of = ", each with one block of texts" if two_stage else ""
+        if two_stage:
+            caption += " What evaluate counts are both stages instead: the first, and its candidates."
         self.album.add(path, "Cost of instances", caption)
         scores = [one.record["score"] for one in seen if one.record["score"] is not None]
         measured = f", {self.bundle.task.metric} {sum(scores) / len(scores):.3f}" if scores else ""
-        summary = f"{len(seen)} instances of split {self.name}: {format_reduction(overall)}{measured}."
+        summary = f"{len(seen)} instances of split {self.name}{of}: {format_reduction(overall)}{measured}."
         self.album.notes.insert(0, summary)
 
 

@@ -86,14 +86,22 @@ class Nlvr2Task(Classification):
         Raises:
             UserError: An id has a comma or a line break.
         """
-        broken = next((record["id"] for record in records if set(str(record["id"])) & set(",\r\n")), None)
+        self.check_submission([record["id"] for record in records])
+        return "".join(f"{record['id']},{record['prediction']}\n" for record in records)
+
+    def check_submission(self, ids: Sequence[Any]) -> None:
+        """Find out before predictions are made whether :meth:`submission` can hold them.
+
+        Raises:
+            UserError: An id has a comma or a line break.
+        """
+        broken = next((name for name in ids if set(str(name)) & set(",\r\n")), None)
         if broken is not None:
             raise UserError(
                 f"id {broken!r} has a comma or a line break, which the format of the submission cannot hold",
                 where="--submission-out",
                 hint="give the samples other ids",
             )
-        return "".join(f"{record['id']},{record['prediction']}\n" for record in records)
 
 
 def build(options: Options, log: Callable[[str], None], style: str) -> Nlvr2Task:

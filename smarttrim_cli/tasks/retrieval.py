@@ -299,6 +299,14 @@ class RetrievalTask(DataTask):
         Raises:
             UserError: Always.
         """
+        self.check_submission([record["id"] for record in records])
+
+    def check_submission(self, ids: Sequence[Any]) -> None:
+        """There is no official format, which is known before predictions are made.
+
+        Raises:
+            UserError: Always.
+        """
         raise UserError(
             "retrieval has no official submission format",
             where="--submission-out",

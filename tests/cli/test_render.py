@@ -8,6 +8,7 @@ import pytest
 
 from smarttrim_cli.cli import render, tables
 from smarttrim_cli.cli.console import Console, format_fields
+from smarttrim_cli.cli.tables import ratio
 
 
 def test_a_recipe_beside_results_is_for_other_programs() -> None:
@@ -32,6 +33,16 @@ def test_comparison_has_full_beside_trimmed_and_breakdowns() -> None:
     assert ["vision", "12,000,000", "4,000,000", "3.00x"] in rows
     assert ["macs", "3"] in rows and ["device:", "cpu"] in rows and ["a.png"] in rows
     assert text.isascii()
+
+
+def test_a_score_of_next_to_nothing_has_no_ratio() -> None:
+    """As the BLEU of texts that share no words, which is smoothed."""
+    assert [ratio(*values, False) for values in ((5e-18, 0.1), (0.0, 0.1), (0.2, 0.1))] == [
+        None,
+        None,
+        "50.0%",
+    ]
+    assert ratio(0.0004, 0.0002, True) == "2.00x"
 
 
 def test_rows_of_the_same_columns_are_one_table() -> None:

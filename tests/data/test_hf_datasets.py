@@ -4,7 +4,7 @@ import builtins
 import io
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +230,24 @@ def test_images_as_paths_and_as_bytes(tmp_path: Path) -> None:
     options = table(tmp_path / "b", image=[data.getvalue()], **hypotheses)
     (sample,) = read(options, "snli_ve", "train", labelled=True)
     assert grey(sample.images[0]) == 20
+
+
+@pytest.fixture(params=[True, False])
+def drawn(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether a program around has the package draw its bars."""
+    before = datasets.are_progress_bars_disabled()
+    (datasets.enable_progress_bars if request.param else datasets.disable_progress_bars)()
+    yield request.param
+    (datasets.disable_progress_bars if before else datasets.enable_progress_bars)()
+
+
+def test_the_package_draws_no_bars(drawn: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Progress is the toolkit's own, and none with -q; what a program around has set is as it was."""
+    table = datasets.Dataset.from_dict({"image": [b"x"], "hypothesis": ["y"], "label": ["neutral"]})
+    table.to_parquet(tmp_path / "train.parquet")
+    capfd.readouterr()
+    read(Options(data_dir=str(tmp_path)), "snli_ve", "train", labelled=True)
+    assert capfd.readouterr() == ("", "") and datasets.are_progress_bars_disabled() is not drawn
 
 
 def test_broken_image_names_sample_and_place(tmp_path: Path) -> None:

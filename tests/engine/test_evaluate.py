@@ -20,6 +20,7 @@ from smarttrim_cli.engine.report import SilentReporter
 from smarttrim_cli.engine.scores import score_summary
 from smarttrim_cli.engine.summary import summary
 from smarttrim_cli.errors import UserError
+from smarttrim_cli.tasks.vqa import VqaTask
 from tests.engine.tiny_run import Recorder, tiny_recipe, tree
 
 
@@ -359,6 +360,36 @@ def test_unknown_baseline_and_unwritable_files_are_found_before_the_work(
         with pytest.raises(UserError, match="is a file, not a folder") as caught:
             evaluate(str(trained), **{option: tmp_path / "file/p.jsonl"})
         assert str(caught.value.where).startswith(f"--{option.replace('_', '-')} ")
+
+
+def no_submission(task: Any, ids: Any) -> None:
+    assert len(ids) > 0
+    raise UserError("there is no official format", where="--submission-out")
+
+
+def test_what_cannot_be_submitted_is_said_before_the_work(
+    evaluated: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = evaluated
+    monkeypatch.setattr("smarttrim_cli.engine.evaluate.predict", lambda *_: pytest.fail("the model was run"))
+    monkeypatch.setattr(VqaTask, "check_submission", no_submission, raising=False)
+    for options in ({}, {"from_predictions": folder / "p.jsonl"}):
+        with pytest.raises(UserError, match="no official format"):
+            evaluate(str(folder / "run"), submission_out=tmp_path / "s.json", **options)
+
+
+def test_a_file_that_cannot_be_written_costs_no_result(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(task: Any, records: Any) -> None:
+        raise UserError("the disk is full")
+
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run/summary.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(VqaTask, "submission", broken)
+    with pytest.raises(UserError, match="the disk is full"):
+        evaluate(str(tmp_path / "run"), submission_out=tmp_path / "s.json")
+    assert "accuracy" in json.loads((tmp_path / "run/summary.json").read_text(encoding="utf-8"))["trimmed"]
 
 
 def test_untrimmed_run_has_no_trimmed_side(tmp_path: Path) -> None:

@@ -262,6 +262,8 @@ def test_a_loss_of_0_has_no_place_on_a_logarithmic_axis(made: list[Canvas], tmp_
     axes = made[0].figure.axes[0]
     places = axes.transData.transform(axes.get_lines()[0].get_xydata())
     assert np.isfinite(places[:, 1]).tolist() == [True, False, True]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert {"1", "10", "100"} <= set(labels) and not any("$" in label for label in labels)
 
 
 def test_heads_of_many_sizes(tmp_path: Path) -> None:

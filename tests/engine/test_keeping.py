@@ -33,15 +33,15 @@ def test_what_was_trained_outlives_a_calibration_that_fails(
 
 def test_what_was_trained_outlives_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = ("train.max_steps=4", "evaluate.max_instances=8")
-    step = Trainer._step
+    next_batch = Trainer.next_batch
 
-    def third_fails(self: Trainer, loader: Any) -> dict[str, float]:
+    def third_fails(self: Trainer, loader: Any) -> Any:
         if self.progress.step == 2:
             raise UserError("the image is damaged")
-        return step(self, loader)
+        return next_batch(self, loader)
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="the image is damaged"):
-        patch.setattr(Trainer, "_step", third_fails)
+        patch.setattr(Trainer, "next_batch", third_fails)
         finetune(tiny_recipe(tmp_path, *steps))
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-2"]
     finetune(tiny_recipe(tmp_path, *steps), resume="auto")

@@ -145,6 +145,18 @@ def test_retrieval_has_texts_and_no_answers(
     assert not any(word in page for word in ("answered", "two different questions"))
 
 
+@pytest.mark.parametrize("similarity", [False, True])
+def test_blocks_of_retrieval_may_differ_in_width(similarity: bool, make_run: Callable[..., Run]) -> None:
+    """The last one of an image has the rest of the texts: it shares no batch with others."""
+    text = RECIPE.replace("name: vqa\n  min_answer_count: 1", "name: retrieval\n  block_size: 7")
+    run = make_run(text.replace("test: 4", "test: 2"), metrics=False)
+    task: Any = load_model(run.model).task
+    assert len(task.samples("test")) == 2
+    names = [path.name for path in visualize(str(run.path), instances=[1, 2, 0], similarity=similarity)]
+    shown = [name for name in names if name.startswith("trimming_")]
+    assert len(shown) == 3 and ("similarity.png" in names) is similarity
+
+
 NLVR2 = RECIPE.replace("name: vqa\n  min_answer_count: 1", "name: nlvr2")
 
 

@@ -297,6 +297,8 @@ def test_rescoring_takes_stored_ranks(tmp_path: Path) -> None:
 def test_there_is_no_submission(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no official submission format"):
         make(tmp_path).submission([])
+    with pytest.raises(UserError, match="no official submission format"):
+        make(tmp_path).check_submission([])
 
 
 def test_images_need_texts() -> None:

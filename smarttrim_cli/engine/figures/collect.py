@@ -18,6 +18,7 @@ from smarttrim_cli.data.images import Preprocess, load_rgb
 from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.figures.data import Answer, Box, HeadTable, Instance, LayerMask, Mask, Pixels
 from smarttrim_cli.engine.inference import device_of, to_device
+from smarttrim_cli.engine.loading import batches_of_places
 from smarttrim_cli.engine.relevance import image_tokens_alone
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.cost import instance_macs
@@ -89,15 +90,19 @@ def survey(
 def batches_of(
     bundle: Bundle, dataset: Any, indices: Sequence[int], batch_size: int, done: Callable[[int], None]
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Batches of some instances, with their places; broken images are left out where the recipe says so."""
-    device = device_of(bundle.model)
-    for start in range(0, len(indices), batch_size):
-        items = [(index, dataset[index]) for index in indices[start : start + batch_size]]
+    """Batches of some instances, with their places; broken images are left out where the recipe says so.
+
+    In order, but for data sets whose items differ in width (blocks of retrieval).
+    """
+    device, finished = device_of(bundle.model), 0
+    for places in batches_of_places(dataset, indices, batch_size):
+        items = [(index, dataset[index]) for index in places]
         items = [(index, item) for index, item in items if item is not None]
         if items:
             batch = bundle.task.collate([item for _, item in items], bundle.processor)
             yield [index for index, _ in items], to_device(batch, device)
-        done(min(start + batch_size, len(indices)))
+        finished += len(places)
+        done(finished)
 
 
 def choose(seen: Sequence[Seen], number: int) -> list[Seen]:

@@ -147,6 +147,8 @@ def _losses(axes: Axes, training: History) -> None:
 
     Terms are logged as they are, and the loss is their weighted sum.
     """
+    from matplotlib.ticker import LogFormatter
+
     drawn: list[float] = []
     colors = _loss_colors(training)
     notes = ["terms unweighted"] if set(colors) - {"loss", "task"} else []
@@ -160,6 +162,8 @@ def _losses(axes: Axes, training: History) -> None:
             drawn += positive
     if max(drawn, default=1.0) > _LOG_ABOVE * min(drawn, default=1.0):
         axes.set_yscale("log", nonpositive="mask")  # clipped, a loss of 0 would be a stroke to the frame
+        axes.yaxis.set_major_formatter(LogFormatter())  # by itself it sets powers, in fonts of their own
+        axes.yaxis.set_minor_formatter(LogFormatter())
         notes.append("log scale")
     else:
         axes.set_ylim(bottom=0)
