@@ -1,10 +1,11 @@
 """Baseline: PuMer (Cao et al. 2023), tokens that the text has no use for go, then similar ones are merged.
 
-This happens at a few layers. Tokens are pruned by the attention logits of the guiding CLS. PuMer reads the
-cross-attention of the host; here query and key are projections of the trimmer's own, trained straight through
-the decision. Of what is left, similar tokens are merged as in ToMe, by the same keys. The sets to be matched
-alternate over the tokens before pruning, so that what is computed depends on no decision. PuMer only merges
-text; a text stream that is given this trimmer is pruned too, by its guide.
+This happens at a few layers. Image tokens are pruned by the attention logits of the guiding CLS. PuMer reads
+the cross-attention of the host; here query and key are projections of the trimmer's own, trained straight
+through the decision, whose gradient ends there: in PuMer it does not reach the host either. Of what is left,
+similar tokens are merged as in ToMe, by the layer's input (in PuMer by the keys of its attention). The two
+sets alternate over the tokens before pruning, so that what is computed depends on no decision. Text is only
+merged.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Options(BaseModel):
         "a sixth, five twelfths and two thirds of its layers",
     )
     merged: float = Field(
-        default=0.7, ge=0, le=1, description="share of the removed tokens that is merged, not pruned"
+        default=0.7, ge=0, le=1, description="share of the removed image tokens that is merged, not pruned"
     )
     hidden_dim: int = Field(default=96, ge=1, le=100_000, description="width of query and key")
 
@@ -66,7 +67,8 @@ class PumerTrimmer(RankedTrimmer):
 
     def __init__(self, site: SiteInfo, layers: tuple[int, ...], options: Options) -> None:
         super().__init__()
-        self.layers, self.depth, self.merged = layers, site.depth, options.merged
+        self.layers, self.depth = layers, site.depth
+        self.merged = 1.0 if site.name.startswith("text.") else options.merged
         self.query = nn.Linear(site.guide_width or site.width, options.hidden_dim)
         self.key = nn.Linear(site.width, options.hidden_dim, bias=False)
 
@@ -99,11 +101,13 @@ class PumerTrimmer(RankedTrimmer):
     def _plan(self, view: TokenView) -> _Plan:
         rows = rows_of(view)
         guide_RD = view.own_cls_BD if view.guide_cls_BD is None else view.guide_cls_BD
-        key_RND = rows.lay(self.key(view.tokens))
-        logits_RN = (key_RND @ self.query(guide_RD).unsqueeze(-1)).squeeze(-1) / key_RND.shape[-1] ** 0.5
+        tokens = view.tokens.detach()
+        key_RND = rows.lay(self.key(tokens))
+        query_RD1 = self.query(guide_RD.detach()).unsqueeze(-1)
+        logits_RN = (key_RND @ query_RD1).squeeze(-1) / key_RND.shape[-1] ** 0.5
         ranks_RN = ranks(logits_RN.detach(), rows.removable_RN)
         pruned_RN = rows.removable_RN & self._pruned(ranks_RN, rows.removable_RN, view.threshold)
-        return _Plan(rows, logits_RN, ranks_RN, pruned_RN, similarity(key_RND.detach()))
+        return _Plan(rows, logits_RN, ranks_RN, pruned_RN, similarity(rows.lay(tokens)))
 
     def _pruned(self, ranks_RN: Tensor, removable_RN: Tensor, threshold: float) -> Tensor:
         """Whether a rank is pruned; more than their share where half of the rest cannot be merged."""
@@ -122,8 +126,8 @@ class PumerTrimmer(RankedTrimmer):
         return self.key.weight.numel() + self.key.out_features
 
     def pair_macs(self) -> float:
-        """Half of the keys are compared with the other half."""
-        return self.key.out_features / 4
+        """Half of the tokens are compared with the other half."""
+        return self.key.in_features / 4
 
 
 def build(options: Options, site: SiteInfo) -> Trimmer:

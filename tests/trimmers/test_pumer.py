@@ -41,10 +41,9 @@ def test_prunes_then_merges(keep: float, merged: float) -> None:
     logits = model.key(tokens) @ model.query(view.guide_cls_BD[0])
     by_use = (logits[1:].argsort() + 1).tolist()
     alive = set(range(1, N)) - set(by_use[:pruned])
-    keys = model.key(tokens)
     second = [b for b in range(1, N, 2) if b in alive]
     similar = {
-        a: max((cosine_similarity(keys[a], keys[b], 0).item(), b) for b in second)
+        a: max((cosine_similarity(tokens[a], tokens[b], 0).item(), b) for b in second)
         for a in range(2, N, 2)
         if a in alive
     }
@@ -91,6 +90,29 @@ def test_the_projections_learn_straight_through() -> None:
     assert model.query.weight.grad.abs().sum() > 0 and model.key.weight.grad.abs().sum() > 0
     with torch.no_grad():
         assert_close(model(view), plain)
+
+
+def test_that_gradient_does_not_reach_the_host() -> None:
+    """Nor does it in PuMer, which takes the most attended; merging has the gradient of a mean."""
+    model, view = trimmer(0.5, 0.5), view_of()
+    view.tokens.requires_grad_()
+    assert view.guide_cls_BD is not None
+    view.guide_cls_BD.requires_grad_()
+    model(view)[:, 1:].sum().backward()
+    assert view.tokens.grad is None and view.guide_cls_BD.grad is None
+    model.rewrite(view, model(view) > 0).sum().backward()
+    assert view.tokens.grad is not None
+
+
+@torch.no_grad()
+def test_text_is_only_merged() -> None:
+    torch.manual_seed(0)
+    options = pumer.Options(layers=[0], merged=0.5, hidden_dim=8)
+    model = pumer.build(options, SiteInfo("text.0.token", 0, 2, D, GUIDE))
+    model.set_target(0.6)
+    view = view_of()
+    assert int((model(view) > 0).sum()) == 1 + 12
+    assert not model._plan(view).pruned_RN.any()
 
 
 def test_layers_that_were_not_chosen_keep_all() -> None:
