@@ -62,7 +62,7 @@ def _learns(run: StudyRun) -> bool:
 
 
 def write(path: Path, results: Path) -> None:
-    """Collect all trials there are, the best of a method first."""
+    """Collect all trials there are, the best of a method first; what was found of other methods stays."""
     found: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(results.glob("*-lr*.json")):
         result = read_json(file)
@@ -87,4 +87,4 @@ def write(path: Path, results: Path) -> None:
         name: [trial for _, trial in sorted(trials, key=lambda pair: -pair[0])]
         for name, trials in found.items()
     }
-    write_json(path, ordered)
+    write_json(path, (read_json(path) or {}) | ordered)

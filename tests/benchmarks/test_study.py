@@ -267,9 +267,12 @@ def test_tuning(tmp_path: Path) -> None:
         result = made_up(run.method, score, at=2.5)
         result |= {"steps": 100, "overrides": as_overrides(run.overrides)}
         (tmp_path / f"{run.name}.json").write_text(json.dumps(result), "utf-8")
+    before = {"meter_vqa/trips/2.0x": [1], "meter_vqa/local/2.5x": [2]}
+    (tmp_path / "tuning.json").write_text(json.dumps(before), "utf-8")
     tune.write(tmp_path / "tuning.json", tmp_path)
-    found = json.loads((tmp_path / "tuning.json").read_text("utf-8"))["meter_vqa/local/2.5x"]
-    assert [trial["accuracy"] for trial in found] == [0.7, 0.5]
+    found = json.loads((tmp_path / "tuning.json").read_text("utf-8"))
+    assert [trial["accuracy"] for trial in found["meter_vqa/local/2.5x"]] == [0.7, 0.5]
+    assert found["meter_vqa/trips/2.0x"] == [1]  # of trials whose runs are gone
 
 
 # --- the report
