@@ -223,9 +223,9 @@ class Trainer:
 
     def _rank_heads(self) -> None:
         split = self.bundle.task.split_name("train")
-        count = rank_heads(
-            self.bundle, split, self.recipe.train.per_device_train_batch_size, self.recipe.seed
-        )
+        arguments = (self.bundle, split, self.recipe.train.per_device_train_batch_size, self.recipe.seed)
+        with kept_if_data_fail(self):
+            count = in_all(self, lambda: rank_heads(*arguments), "rank the heads")
         if count:
             self.reporter.message(f"heads ranked by their importance on {count} instances of {split}")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from smarttrim_cli.engine import ending, validation
+from smarttrim_cli.engine import ending, trainer, validation
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.errors import UserError
@@ -48,6 +48,23 @@ def test_what_was_trained_outlives_a_bad_sample(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "other").mkdir()
     finetune(tiny_recipe(tmp_path / "other", *steps))
     assert tree(tmp_path / "run/model") == tree(tmp_path / "other/run/model")
+
+
+def test_what_was_trained_outlives_a_bad_sample_in_the_ranking_of_heads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> int:
+        raise UserError("the image is damaged")
+
+    late = (
+        "train.max_steps=4",
+        "strategy.curriculum.start_ratio=0.5",
+        "pruning.head_trimmer={name: saliency_head}",
+    )
+    monkeypatch.setattr(trainer, "rank_heads", broken)
+    with pytest.raises(UserError, match="the image is damaged"):
+        finetune(tiny_recipe(tmp_path, *late))
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-2"]
 
 
 @pytest.mark.parametrize(("every", "step"), [(1, 1), (None, 2)])
