@@ -52,6 +52,7 @@ _NAMES = {
     _DENSE: "dense",
     _NLVR2: "NLVR2",
 }
+_OTHERS = ("trips", "trips_image", "random", "random_image", "ftkd")
 YES, NO, WITHIN, UNKNOWN = "yes", "**no**", "within error", "-"
 EXPLAINED = """*met* is *within error* where the bar is at most one standard error away from what was
 measured, on either side: such a claim is neither shown nor refuted. For the correlations (of every seed)
@@ -79,9 +80,9 @@ def _claims(cells: Cells) -> Iterator[Row]:
             yield _retains(cells, cells.get(base, method, ratio), base, method, ratio, least)
     for method in (PAPER, _STEADY, _WHOLE, _ALL):
         for ratio in (2.0, 3.0):
-            for other in ("trips", "random", "ftkd"):
+            for other in _OTHERS:
                 yield _beats(cells, _ORDINARY, method, other, ratio, 0.10)
-        for other in ("trips", "random", "ftkd"):
+        for other in _OTHERS:
             yield _grows(cells, method, other)
     for method in (OURS, _HEADS):
         for ratio in (2.5, 3.5):
