@@ -145,19 +145,22 @@ class Loader:
         if self.loader.num_workers > 0:
             tell_of_deaths()
         number = -1
-        while True:
-            with watched():
-                batch = next(batches, None)
-            if batch is None:
-                return
-            number += 1
-            if isinstance(batch, EmptyBatch):
-                if self.skip_empty:
-                    continue
-                batch = self._instead(number, batch)
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        try:
+            while True:
+                with watched():
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                number += 1
+                if isinstance(batch, EmptyBatch):
+                    if self.skip_empty:
+                        continue
+                    batch = self._instead(number, batch)
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        finally:
+            del batches  # and with it its processes, which the traceback of an error would keep
 
     def _instead(self, number: int, empty: EmptyBatch) -> Batch | UserError:
         """The next usable sample in the order of the data set, for a batch in which none can be used."""

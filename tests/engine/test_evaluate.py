@@ -4,6 +4,7 @@ import errno
 import importlib
 import json
 import math
+import multiprocessing
 import shutil
 from pathlib import Path
 from typing import Any
@@ -476,3 +477,4 @@ def test_broken_image_in_a_loading_process(
     with pytest.raises(UserError) as caught:
         finetune(recipe)
     assert "Traceback" not in str(caught.value) and str(caught.value.where).startswith("sample ")
+    assert not multiprocessing.active_children()  # also while the error, and with it its traceback, is there
