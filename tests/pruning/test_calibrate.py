@@ -22,8 +22,8 @@ def model_and_batches(pair: tuple[str, str]) -> tuple[TrimmedModel, list[SimpleN
     for name, trimmer in ranked.items():
         trimmer.set_importance(name, importance)
     batches = []
-    for seed in range(4):
-        inputs = model.backbone.example_inputs(tiny.TEXT_TOKENS, batch=8, seed=seed)
+    for seed, more in enumerate((-2, -1, 0, 1)):  # of one length, whole numbers are reached by all at once
+        inputs = model.backbone.example_inputs(tiny.TEXT_TOKENS + more, batch=8, seed=seed)
         batches.append(SimpleNamespace(inputs=inputs, instance_ids=torch.arange(8) + 8 * seed))
     return model, batches
 
@@ -37,8 +37,7 @@ def test_the_budget_is_met_and_the_threshold_stays(pair: tuple[str, str], target
     tolerance = 0.05 if coarse else 0.02
     result = calibrate(model, batches, target, tolerance=tolerance)
     assert result.reached and result.target == target
-    least = 1 - tolerance if coarse else 1  # where a step leads over the target, what is below may be nearer
-    assert target * least <= result.speedup <= target * (1 + tolerance)
+    assert target <= result.speedup <= target * (1 + tolerance)
     assert float(model.threshold) == pytest.approx(result.threshold)
     assert measured_speedup(model, batches) == pytest.approx(result.speedup, rel=1e-6)
 
