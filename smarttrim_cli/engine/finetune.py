@@ -22,7 +22,6 @@ from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.resume import checkpoint_to_resume, refuse_other_recipe
 from smarttrim_cli.engine.runs import Run, is_run
 from smarttrim_cli.engine.sharing import leave_group_at_exit
-from smarttrim_cli.engine.teacher import teaching_of
 from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.engine.validation import without_references
 from smarttrim_cli.errors import UserError, some
@@ -81,7 +80,7 @@ def finetune(
         reporter = SilentReporter()
     set_seed(recipe.seed)
     if dry_run:
-        return _dry_run(recipe, reporter)
+        return _dry_run(recipe, run, accelerator, reporter)
     bundle = build(recipe, reporter.message)
     _open_splits(recipe, bundle)
     plan = plan_for(recipe, bundle)
@@ -117,17 +116,20 @@ def _train(
     return finish(trainer)
 
 
-def _dry_run(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
-    """The plan, with data and weights checked; from the configuration alone where they are missing."""
+def _dry_run(recipe: Recipe, run: Run, accelerator: Accelerator, reporter: Reporter) -> dict[str, Any]:
+    """The plan, with all checked that training needs; without data or weights by the configuration alone."""
     try:
         bundle = build(recipe, reporter.message)
         _open_splits(recipe, bundle)
-        teaching_of(recipe, bundle, reporter.message)
     except UserError as error:
         reporter.warn(f"this would stop the training: {error}")
         return plan_without_data(recipe)
     plan = plan_for(recipe, bundle)
     _warn_of_costs(plan, bundle, reporter)
+    try:
+        Trainer(recipe, run, bundle, plan, accelerator, reporter)
+    except UserError as error:
+        reporter.warn(f"this would stop the training: {error}")
     return describe_plan(recipe, bundle.model, plan)
 
 

@@ -14,7 +14,7 @@ from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.runs import Run
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.recipe import load_recipe, resolved_yaml
-from tests.engine.tiny_run import tiny_recipe, tree
+from tests.engine.tiny_run import Recorder, tiny_recipe, tree
 
 SHORT = ("train.max_steps=2", "evaluate.max_instances=8")
 GROUPS = {"token.vision", "token.text", "head.vision", "head.text", "cross_head.vision", "cross_head.text"}
@@ -91,6 +91,30 @@ def test_dry_run_solves_the_speedup(tmp_path: Path) -> None:
     assert plan["speedup"] == pytest.approx(1.8, abs=1e-3)
     with pytest.raises(UserError, match="50.0x cannot be reached"):
         finetune(tiny_recipe(tmp_path, "pruning.target_speedup=50"), dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("optimizer.multipliers.haed=5",), "no part named 'haed'"),
+        (("pruning.straight_through=false",), "scores would learn nothing"),
+        (
+            ("pruning.token_trimmer={name: tome}", "strategy.guidance_warmup.enabled=true"),
+            "TomeTrimmer has no scores that could learn",
+        ),
+    ],
+)
+def test_dry_run_finds_what_training_refuses(
+    overrides: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    recipe, reporter = tiny_recipe(tmp_path, *overrides), Recorder()
+    plan = finetune(recipe, dry_run=True, reporter=reporter)
+    assert plan["speedup"] == pytest.approx(1.5, abs=1e-3)  # all the same
+    assert [message in text for text in reporter.warnings] == [True]
+    assert reporter.warnings[0].startswith("this would stop the training: ")
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.yaml"}
+    with pytest.raises(UserError, match=message):
+        finetune(recipe)
 
 
 def test_calibrated_threshold_is_saved_and_used(trained: Path) -> None:
