@@ -184,7 +184,25 @@ class CaptioningTask(DataTask):
         known = [record for record in records if record["references"]]
         if not known:
             return summary
+        if f"{self.metric}_by_type" in summary:
+            summary[f"{self.metric}_by_type"] = self._by_type(known)
         return {**captions.summary(self._scores(known, self.options.extra_metrics)), **summary}
+
+    def _by_type(self, records: Sequence[Record]) -> dict[str, dict[str, float]]:
+        """CIDEr of every type's images by themselves, as domains of NoCaps are scored.
+
+        How rare a word is, is then judged by the captions of that type alone.
+        """
+        of_type: dict[str, list[Record]] = {}
+        for record in records:
+            of_type.setdefault(record["type"], []).append(record)
+        found = {}
+        for name in sorted(of_type):
+            estimate = self._scores(of_type[name])[self.metric].estimate
+            if estimate is not None:
+                own = {self.metric: estimate.mean, "se": estimate.standard_error}
+                found[name] = {**own, "count": estimate.count}
+        return found
 
     def _scores(
         self, records: Sequence[Record], extras: Sequence[str] = ()

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from smarttrim_cli.data.processor import Processor
+from smarttrim_cli.data.samples import CaptionedImage
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.metrics import captions
 from smarttrim_cli.tasks import captioning
@@ -129,6 +130,23 @@ def test_scores_without_java_have_names_of_their_own(task: CaptioningTask, words
     assert summary["bleu4_simple_tokens"] == expected["bleu4_simple_tokens"].estimate.mean  # type: ignore[union-attr]
     assert summary["count"] == 3 and set(summary["cider_simple_tokens_by_type"]) == {"in", "near"}
     json.dumps(records)
+
+
+@pytest.mark.usefixtures("simple")
+def test_a_domain_is_scored_by_itself(task: CaptioningTask, words: Processor) -> None:
+    """As NoCaps does it: "red" is in the captions of every image of one domain, and worth nothing there."""
+    seen = {1: ("in", "a red cat", "a red cat sits"), 2: ("in", "a red dog", "the red dog")}
+    seen |= {3: ("near", "a big blue cat", "a blue cat"), 4: ("near", "grass", "a green bird on grass")}
+    seen |= {5: ("near", "some red bird", "a red bird flies")}
+    samples = {n: CaptionedImage(n, (), (reference,), type=kind) for n, (kind, _, reference) in seen.items()}
+    records = task.finish([task.record(samples[n], text) for n, (_, text, _) in seen.items()])
+    by_type = task.summarize(records)["cider_simple_tokens_by_type"]
+    assert list(by_type) == ["in", "near"]
+    for name, score in by_type.items():
+        own = [(text, [reference]) for kind, text, reference in seen.values() if kind == name]
+        expected = captions.simple_scores(*map(list, zip(*own, strict=True)))["cider_simple_tokens"].estimate
+        assert expected is not None and score["count"] == expected.count == len(own)
+        assert (score["cider_simple_tokens"], score["se"]) == (expected.mean, expected.standard_error)
 
 
 @pytest.mark.skipif(not captioning.official_metric(), reason="needs Java and pycocoevalcap")
