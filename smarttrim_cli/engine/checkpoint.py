@@ -59,7 +59,7 @@ def save_checkpoint(trainer: Trainer) -> None:
         with (folder / "state.pt").open("wb") as file:  # a path would hide that the disk is full
             torch.save(state, file)
         beside = {"total_steps": trainer.total_steps, "data": trainer.fingerprint}
-        write_json(folder / "state.json", stored | beside)
+        write_json(folder / "state.json", {**stored, **beside, "meaning": trainer.meaning})
 
 
 def load_checkpoint(path: Path, trainer: Trainer) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def load_checkpoint(path: Path, trainer: Trainer) -> dict[str, Any]:
         UserError: The checkpoint is damaged, or is of another model or length of training.
     """
     progress = _read_progress(path / "state.json", trainer)
-    total, data = progress.pop("total_steps"), progress.pop("data")
+    total, data, meant = (progress.pop(name) for name in ("total_steps", "data", "meaning"))
     if data != trainer.fingerprint:
         raise UserError(
             f"the checkpoint is of other training data: {_samples(data)} then, "
@@ -83,6 +83,7 @@ def load_checkpoint(path: Path, trainer: Trainer) -> dict[str, Any]:
             where=str(path),
             hint="resume with the recipe, batch size and number of processes of the interrupted run",
         )
+    _check_meaning(meant, trainer, path)
     _check_warmup(progress, trainer, path)
     with _damage_named(path / "state.pt"):
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
@@ -108,6 +109,19 @@ def _damage_named(file: Path) -> Iterator[None]:
         raise UserError(
             f"the checkpoint is damaged: {reason}", where=str(file), hint=_OTHER_CHECKPOINT
         ) from error
+
+
+def _check_meaning(before: dict[str, str], trainer: Trainer, path: Path) -> None:
+    """Refuse a checkpoint whose classes, words or pixels stand for something else than now."""
+    now = trainer.meaning
+    changed = [name for name in now if before.get(name, now[name]) != now[name]]
+    if changed:
+        raise UserError(
+            f"the checkpoint was trained with other {' and '.join(changed)}",
+            where=str(path),
+            hint="restore what task.answers, backbone.tokenizer or backbone.checkpoint names, or start anew "
+            "with --overwrite",
+        )
 
 
 def _check_warmup(progress: dict[str, Any], trainer: Trainer, path: Path) -> None:
@@ -137,7 +151,9 @@ def _check_processes(before: int, trainer: Trainer, path: Path) -> None:
 
 def _read_progress(file: Path, trainer: Trainer) -> dict[str, Any]:
     progress = read_json(file)
-    names = {field.name for field in fields(trainer.progress)} | {"total_steps", "data"}
+    names = {field.name for field in fields(trainer.progress)} | {"total_steps", "data", "meaning"}
+    if isinstance(progress, dict):
+        progress.setdefault("meaning", {})  # checkpoints of older versions have none
     if not isinstance(progress, dict) or set(progress) != names or not _sound(progress, file.parent.name):
         raise UserError("not the state of a checkpoint", where=str(file), hint=_OTHER_CHECKPOINT)
     return progress
@@ -160,7 +176,7 @@ def _sound(progress: dict[str, Any], folder: str) -> bool:
         and progress["step"] <= progress["total_steps"]
         and folder.rpartition("-")[2] == str(progress["step"] or progress["warmup_step"])
         and all(isinstance(value, int | float) for value in numbers)
-        and all(isinstance(progress[name], dict) for name in ("sums", "counts"))
+        and all(isinstance(progress[name], dict) for name in ("sums", "counts", "meaning"))
         and all(is_number(value) for value in progress["sums"].values())
         and all(type(value) is int and value > 0 for value in progress["counts"].values())
     )

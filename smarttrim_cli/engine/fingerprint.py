@@ -1,12 +1,17 @@
-"""Whether training data are the same as they were, wherever they lie."""
+"""Whether training data, and what a model reads and says of them, are as they were, wherever they lie."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import tempfile
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
+
+from smarttrim_cli.engine.artifact import Bundle
+from smarttrim_cli.tasks.base import Task
 
 
 def fingerprint(samples: Iterable[Any]) -> str:
@@ -31,3 +36,28 @@ def _said(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_said(one) for one in value]
     return value if isinstance(value, str | int | float | bool | None) else None
+
+
+def meaning(bundle: Bundle) -> dict[str, str]:
+    """A hash each of the ``labels`` that classes stand for, of the ``tokens``, and of what ``images`` become.
+
+    They may come from files (``task.answers``, ``backbone.tokenizer``, ``backbone.checkpoint``).
+    """
+    processor = bundle.processor
+    found = {
+        "labels": sorted((name, content.hex()) for name, content in labels_of(bundle.task).items()),
+        "tokens": sorted(processor.tokenizer.get_vocab().items()),
+        "images": repr(processor.preprocess),
+    }
+    return {name: _hash(json.dumps(content)) for name, content in found.items()}
+
+
+def labels_of(task: Task) -> dict[str, bytes]:
+    """What a task writes down of its labels, by the names of the files."""
+    with tempfile.TemporaryDirectory() as folder:
+        task.save_labels(Path(folder))
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

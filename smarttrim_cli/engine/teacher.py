@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,6 +10,7 @@ from smarttrim_cli import registry
 from smarttrim_cli.backbones._keep_layers import Keep, source_name
 from smarttrim_cli.engine.artifact import Bundle, build_backbone, load_model
 from smarttrim_cli.engine.build import section_of
+from smarttrim_cli.engine.fingerprint import labels_of
 from smarttrim_cli.engine.starting import FOLDER, OFFICIAL, Start, backbone_section, start_named, start_of
 from smarttrim_cli.engine.student import apart, layers_of
 from smarttrim_cli.errors import UserError
@@ -82,20 +81,13 @@ def _of_folder(start: Start, recipe: Recipe, bundle: Bundle, log: Any) -> nn.Mod
         raise UserError(
             f"the teacher sees images otherwise: {its.preprocess}, the student {own.preprocess}", where=_WHERE
         )
-    if _labels(bundle) != _labels(found):
+    if labels_of(bundle.task) != labels_of(found.task):
         raise UserError(
             "the teacher answers with other labels than the student",
             where=_WHERE,
             hint="start the student from the same checkpoint: backbone.checkpoint brings labels",
         )
     return found.model.backbone
-
-
-def _labels(bundle: Bundle) -> dict[str, bytes]:
-    """What a task writes down of its labels."""
-    with tempfile.TemporaryDirectory() as folder:
-        bundle.task.save_labels(Path(folder))
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def _pairs(recipe: Recipe, bundle: Bundle, teacher: Any) -> tuple[tuple[LayerSpec, LayerSpec], ...]:

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from smarttrim_cli.engine.files import is_number
-from smarttrim_cli.engine.fingerprint import fingerprint
+from smarttrim_cli.engine.fingerprint import fingerprint, meaning
 from smarttrim_cli.engine.importance import rank_heads
 from smarttrim_cli.engine.inference import to_device
 from smarttrim_cli.engine.keeping import in_all, kept_amid_training, kept_if_data_fail, kept_if_it_fails
@@ -101,6 +101,11 @@ class Trainer:
         """Of the training data: runs go on with the same."""
         task = self.bundle.task
         return fingerprint(task.samples(task.split_name("train")))
+
+    @cached_property
+    def meaning(self) -> dict[str, str]:
+        """Of classes, tokens and pixels: weights are for these alone."""
+        return meaning(self.bundle)
 
     def resume(self, checkpoint: Path) -> None:
         """Go to where a checkpoint was written."""

@@ -239,6 +239,49 @@ def test_other_data_are_refused(stopped: Path) -> None:
     assert "the checkpoint is of other training data: " in error.message and "89abcdef" in error.message
 
 
+def test_other_answers_are_refused(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many, in another order: the weights fit, and every class would stand for another answer."""
+    answers = json.loads((trained / "model/answers.json").read_text(encoding="utf-8"))
+    file = tmp_path / "answers.json"
+    file.write_text(json.dumps(answers), encoding="utf-8")
+    recipe = tiny_recipe(tmp_path, *STEPS, f"task.answers={file}")
+    interrupted(monkeypatch, recipe, after=4)
+    file.write_text(json.dumps(list(answers)[::-1]), encoding="utf-8")
+    with pytest.raises(UserError, match="was trained with other labels") as caught:
+        finetune(recipe, resume="auto")
+    assert "task.answers" in str(caught.value.hint)
+    file.write_text(json.dumps(list(answers)), encoding="utf-8")  # the same in another form
+    finetune(recipe, resume="auto")
+
+
+def test_another_model_to_start_from_has_to_read_and_say_the_same(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights do not count any more, its words and pixels do."""
+    other = tmp_path / "other"
+    shutil.copytree(trained / "model", other)
+    section = "backbone={{name: meter, checkpoint: '{}'}}"
+    interrupted(monkeypatch, tiny_recipe(tmp_path, *STEPS, section.format(trained)), after=4)
+    tokenizer, pixels = other / "tokenizer.json", other / "preprocessing.json"
+    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    words = content["model"]["vocab"]
+    words["red"], words["blue"] = words["blue"], words["red"]
+    tokenizer.write_text(json.dumps(content), encoding="utf-8")
+    settings = json.loads(pixels.read_text(encoding="utf-8"))
+    pixels.write_text(json.dumps({**settings, "mean": [0.5, 0.5, 0.5]}), encoding="utf-8")
+    recipe = tiny_recipe(tmp_path, *STEPS, section.format(other))
+    with pytest.raises(UserError, match="was trained with other tokens and images"):
+        finetune(recipe, resume="auto")
+
+
+def test_a_checkpoint_of_an_older_version_says_nothing_of_labels(stopped: Path) -> None:
+    state = stopped / "run/checkpoints/step-3/state.json"
+    content = json.loads(state.read_text(encoding="utf-8"))
+    assert set(content.pop("meaning")) == {"labels", "tokens", "images"}
+    state.write_text(json.dumps(content), encoding="utf-8")
+    finetune(tiny_recipe(stopped, *STEPS), resume=str(state.parent))
+
+
 def test_a_state_of_another_step_is_none_of_the_folder(stopped: Path) -> None:
     state = stopped / "run/checkpoints/step-3/state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "step": 5}))
@@ -423,6 +466,7 @@ def test_state_with_wrong_content(stopped: Path) -> None:
         {"sums": {"loss": "x"}},
         {"counts": {"loss": "x"}},
         {"counts": {"loss": 0}},
+        {"meaning": "x"},
     ],
 )
 def test_state_with_values_of_another_kind(stopped: Path, change: dict[str, Any]) -> None:
