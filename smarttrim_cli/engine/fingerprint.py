@@ -17,7 +17,8 @@ from smarttrim_cli.tasks.base import Task
 def fingerprint(samples: Iterable[Any]) -> str:
     """Number of samples, and a hash of what they say in their order: ``6000 1f2e...``.
 
-    Of paths only names count, since data may be moved; what is in an image may change unseen.
+    Of paths only names count, since data may be moved, and an id that is the place of an image (of one's own
+    VQA data) does not; what is in an image may change unseen.
     """
     found, count = hashlib.blake2b(digest_size=8), 0
     for sample in samples:
@@ -30,7 +31,10 @@ def _said(value: Any) -> Any:
     if isinstance(value, Path):
         return value.name
     if is_dataclass(value):
-        return [_said(getattr(value, field.name)) for field in fields(value)]
+        images = getattr(value, "images", ())
+        places = set(map(str, images)) if isinstance(images, list | tuple) else set()
+        values = [getattr(value, field.name) for field in fields(value)]
+        return [None if isinstance(one, str) and one in places else _said(one) for one in values]
     if isinstance(value, dict):
         return {key: _said(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
