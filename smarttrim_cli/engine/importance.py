@@ -12,7 +12,7 @@ Legend: B instances, R rows of a stream, H heads, n distributions, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from smarttrim_cli.engine.artifact import Bundle
 from smarttrim_cli.engine.inference import device_of, to_device
 from smarttrim_cli.engine.loading import Loader
+from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.gumbel import Sampling
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.saliency import own_answer
@@ -63,7 +64,10 @@ def rank_heads(bundle: Bundle, split: str, batch_size: int, seed: int) -> int:
         seed: Of what a forward pass draws (hard negatives, for a backbone that contrasts).
 
     Returns:
-        Number of instances; 0 where no trimmer ranks by importance.
+        Number of instances that were looked at; 0 where no trimmer ranks by importance.
+
+    Raises:
+        UserError: None of them can be used.
     """
     ranked = {name: trimmer for name, trimmer in bundle.model.sites.items() if trimmer.by_importance}
     if not ranked:
@@ -71,15 +75,27 @@ def rank_heads(bundle: Bundle, split: str, batch_size: int, seed: int) -> int:
     task, processor = bundle.task, bundle.processor
     dataset: Any = task.dataset(split, processor, limit=INSTANCES, training=True)
     loader = Loader(dataset, task, processor, skip_empty=True, training=True, batch_size=batch_size)
-    device = device_of(bundle.model)
+    device, sizes = device_of(bundle.model), list[int]()
     for measure in dict.fromkeys(trimmer.importance_of for trimmer in ranked.values()):
         own = {name: trimmer for name, trimmer in ranked.items() if trimmer.importance_of == measure}
-        few = (to_device(batch, device) for batch in loader)
+        sizes.clear()
+        few = _counted((to_device(batch, device) for batch in loader), sizes)
         heads = bundle.model.heads(own)
         importance = head_importance(bundle.model.backbone, heads, task, few, seed, measure)
+        if not sizes:
+            raise UserError(
+                f"none of {len(dataset)} instances of {split} can be used: their images are broken"
+            )
         for name, trimmer in own.items():
             trimmer.set_importance(name, importance)
-    return len(dataset)
+    return sum(sizes)
+
+
+def _counted(batches: Iterable[Batch], sizes: list[int]) -> Iterator[Batch]:
+    """Batches whose sizes are noted as they come."""
+    for batch in batches:
+        sizes.append(len(batch))
+        yield batch
 
 
 def head_importance(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smarttrim_cli.data.images import Preprocess
+from smarttrim_cli.data.processor import Processor, train_word_tokenizer
 from smarttrim_cli.engine.importance import head_importance, rank_heads
+from smarttrim_cli.errors import UserError
 from smarttrim_cli.forms import Contrast
 from smarttrim_cli.pruning.decisions import Decisions
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.sites import TOKEN
 from smarttrim_cli.tasks.base import Batch
+from smarttrim_cli.tasks.vqa import Options, build
 from tests import tiny
+from tests.tasks.own_data import COLORS, section, write_lines, write_pictures
 from tests.tiny import Variant
 
 FORMS = [v for v in tiny.one_per_form() if (v.backbone, v.form) != ("blip", "retrieval")]
@@ -106,6 +112,28 @@ def test_importance_is_the_slope_in_a_heads_size(variant: Variant, what: str) ->
         expected = float(slope_B.abs().mean())
         assert float(importance[name][head]) == pytest.approx(expected, rel=2e-3, abs=1e-6), name
     assert max(float(importance[name][head]) for name, head in checked) > 1e-3
+
+
+@pytest.mark.parametrize("broken", [COLORS[:2], COLORS])
+def test_broken_images_are_not_counted(broken: Sequence[str], tmp_path: Path) -> None:
+    """Where there are no others, nothing is ranked by means of nothing (nan)."""
+    write_pictures(tmp_path)
+    lines = [{"image": f"{color}.png", "question": "what color?", "answer": color} for color in COLORS]
+    write_lines(tmp_path, "train", lines)
+    for color in broken:
+        (tmp_path / f"{color}.png").write_bytes(b"")
+    task = build(
+        Options(data=section(tmp_path), on_bad_sample="skip", min_answer_count=1), print, "classifies"
+    )
+    task.prepare_labels(None)
+    model = tiny.attach(tiny.meter(), "random_token", "grad_all_head")
+    reads = Processor(train_word_tokenizer(["what color?"]), Preprocess(32), 20)
+    bundle: Any = SimpleNamespace(model=model, task=task, processor=reads)
+    if len(broken) < len(COLORS):
+        assert rank_heads(bundle, "train", 4, 0) == len(COLORS) - len(broken)
+        return
+    with pytest.raises(UserError, match="none of 6 instances of train can be used"):
+        rank_heads(bundle, "train", 4, 0)
 
 
 @pytest.mark.parametrize(
