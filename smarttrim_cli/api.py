@@ -102,7 +102,7 @@ class TrimmedVlm:
         self._refuse(images, texts)
         opened = [_open(image) for image in images]
         inputs = self.bundle.task.inputs(opened, texts, self.bundle.processor)
-        inputs = {name: tensor.to(device_of(self.model)) for name, tensor in inputs.items()}
+        inputs = {name: self._as_model(tensor) for name, tensor in inputs.items()}
         answers = self.bundle.model(inputs, "full" if full else "packed")
         refuse_no_numbers(answers.output, range(len(texts)))
         decided = self._untrimmed(inputs).decisions if full else answers.decisions
@@ -115,6 +115,11 @@ class TrimmedVlm:
             kept = None if full else decided.instance(index)
             results.append(Prediction(answer, score, cost, float(full_B[index]) / 1e9, kept))
         return results
+
+    def _as_model(self, tensor: Tensor) -> Tensor:
+        """An input where the model is; numbers in its precision, which may have been rounded."""
+        weight = next(self.model.parameters())
+        return tensor.to(weight) if tensor.is_floating_point() else tensor.to(weight.device)
 
     def _untrimmed(self, inputs: Mapping[str, Tensor]) -> Forward:
         """A pass that drops nothing and is counted: what is written is as long as the full model's own."""

@@ -122,6 +122,17 @@ def test_a_loaded_model_can_be_copied_and_sent_to_other_processes(exported: Path
         assert other.predict(picture, QUESTIONS[0]).answer == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_model_of_another_precision_answers(exported: Path, dtype: torch.dtype) -> None:
+    model, picture = smarttrim_cli.load(exported / "exported"), Image.new("RGB", (48, 48), "red")
+    expected = [model.predict(picture, QUESTIONS[0], full=full) for full in (False, True)]
+    model.model.to(dtype)
+    for full, before in zip((False, True), expected, strict=True):
+        found = model.predict(picture, QUESTIONS[0], full=full)
+        assert found.score == pytest.approx(before.score, abs=0.05)
+        assert found.full_gmacs == pytest.approx(before.full_gmacs)
+
+
 def test_what_cannot_be_predicted_is_refused(exported: Path) -> None:
     model = smarttrim_cli.load(exported / "exported")
     picture = Image.new("RGB", (48, 48))
