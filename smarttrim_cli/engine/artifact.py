@@ -286,7 +286,7 @@ def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log:
         )
     processor = Processor.load(folder)
     _refuse_other_sizes(processor, config["backbone"], backbone, folder / PREPROCESSING)
-    return Bundle(model, task, processor, config)
+    return Bundle(model, task, processor, {**config, "task": section, "form": as_stored.to_dict()})
 
 
 def _refuse_unknown_form(name: str, backbone: str, where: str) -> None:

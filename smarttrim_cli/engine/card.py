@@ -25,7 +25,9 @@ def call_of(form: str) -> str:
     return _CALLS.get(form, _CALL)
 
 
-def model_card(name: str, bundle: Bundle, run: Run, official: str | None = None) -> str:
+def model_card(
+    name: str, bundle: Bundle, run: Run, official: str | None = None, changed: Sequence[str] = ()
+) -> str:
     """Markdown text. Numbers that were not measured are absent, never guessed.
 
     Args:
@@ -33,6 +35,7 @@ def model_card(name: str, bundle: Bundle, run: Run, official: str | None = None)
         bundle: The model.
         run: Where it was trained.
         official: Name of the file with the backbone in its official layout, if there is one.
+        changed: Keys of the task that are others here than in the run, which was measured.
     """
     config, trimmed = bundle.config, bool(bundle.model.sites)
     parts = {"backbone": bundle.model.backbone, **({"trimmers": bundle.model.trimmers} if trimmed else {})}
@@ -61,7 +64,7 @@ def model_card(name: str, bundle: Bundle, run: Run, official: str | None = None)
         "",
         "## Measured",
         "",
-        *_measured(run.summary(), trimmed),
+        *_measured(run.summary(), trimmed, changed),
         "",
     ]
     return "\n".join(lines)
@@ -88,7 +91,7 @@ def _official(file: str | None, trimmed: bool) -> list[str]:
     return [line]
 
 
-def _measured(summary: dict[str, Any], trimmed: bool) -> list[str]:
+def _measured(summary: dict[str, Any], trimmed: bool, changed: Sequence[str]) -> list[str]:
     sides = {name: summary.get(name) or {} for name in (("full", "trimmed") if trimmed else ("full",))}
     if not any(sides.values()):
         return ["Nothing yet: run `smarttrim evaluate` and `smarttrim profile` before exporting."]
@@ -112,7 +115,8 @@ def _measured(summary: dict[str, Any], trimmed: bool) -> list[str]:
     else:
         said = f"{profile.get('instances')} instances"
     removed = ", tokens and heads really removed" if trimmed else ""
-    return [*rows, *latency, "", f"{said}{removed}."]
+    other = [f"Measured with other settings of the task: {', '.join(changed)}."] if changed else []
+    return [*rows, *latency, "", f"{said}{removed}.", *other]
 
 
 def _row(label: str, values: Sequence[float | None]) -> list[str]:

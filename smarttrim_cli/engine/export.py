@@ -39,6 +39,9 @@ TOLERANCE = 1e-5
 OFFICIAL_FILE = "official.pth"
 """Name of the file in the official layout, for backbones that have no ``OFFICIAL_FILE`` of their own."""
 
+_OF_DATA = ("data", "splits", "on_bad_sample")
+"""Keys of a task that change no answer."""
+
 _MODEL_FILES = (CONFIG, WEIGHTS, TRIMMERS, PREPROCESSING, *TOKENIZER_FILES, "answers.json")
 _EXPORTED = {*_MODEL_FILES, "recipe.yaml", "README.md", OFFICIAL_FILE, "official.ckpt"}
 """What exports write, of whichever model and with whichever options."""
@@ -58,7 +61,8 @@ def export(
     Args:
         target: Run directory or recipe; None for the newest run.
         out: The folder.
-        overrides: ``key=value`` for the recipe, such as another place of the data.
+        overrides: ``key=value`` for the recipe, such as another place of the data; what they say of the task
+            holds for the folder, too.
         overwrite: Replace it if it exists.
         official: Also write the backbone in its official layout.
         reporter: Receives messages.
@@ -85,8 +89,9 @@ def export(
         save_model(folder, bundle)
         shutil.copy(run.recipe_file, folder / "recipe.yaml")
         file = write_official(folder, bundle) if official else None
-        write_text(folder / "README.md", model_card(out.name, bundle, run, file))
-        reloaded = load_model(folder, section_of(subject.recipe.task), reporter.message)
+        changed = _changed(read_config(run.model)["task"], bundle.config["task"])
+        write_text(folder / "README.md", model_card(out.name, bundle, run, file, changed))
+        reloaded = load_model(folder, log=reporter.message)
         compared, difference = _compare(bundle, reloaded)
         if compared == 0:
             raise CheckFailed("no instance to compare the exported model on could be read", where=str(out))
@@ -108,6 +113,14 @@ def export(
         reporter.message(f"{file} read back: every weight of the backbone is the same bit for bit")
         result["official"] = str(out / file)
     return result
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Keys of the task in which two sections differ, but for those of its data."""
+    fields = registry.load("tasks", now["name"]).Options.model_fields.items()
+    usual = {key: field.get_default(call_default_factory=True) for key, field in fields}
+    old, new = {**usual, **before}, {**usual, **now}
+    return [key for key in new if key not in _OF_DATA and new[key] != old.get(key)]
 
 
 @torch.inference_mode()

@@ -159,6 +159,17 @@ def test_the_folder_that_it_runs_in(exported: Path, tmp_path: Path, monkeypatch:
     assert tree(tmp_path) == {}
 
 
+def test_what_overrides_say_of_the_task_holds_for_the_folder(exported: Path, tmp_path: Path) -> None:
+    overrides = ["task.clean_texts=true", "task.on_bad_sample=skip"]
+    export(str(exported / "run"), out=tmp_path / "out", overrides=overrides)
+    picture, text = Image.new("RGB", (48, 48)), "what color . . . is the circle?"
+    shorter, longer = (smarttrim_cli.load(folder) for folder in (tmp_path / "out", exported / "exported"))
+    assert shorter.predict(picture, text).full_gmacs < longer.predict(picture, text).full_gmacs
+    said = "Measured with other settings of the task: clean_texts."
+    cards = [(folder / "README.md").read_text() for folder in (tmp_path / "out", exported / "exported")]
+    assert said in cards[0] and "other settings" not in cards[1]
+
+
 def test_taken_folder_is_refused(exported: Path, tmp_path: Path) -> None:
     run, before = str(exported / "run"), tree(exported / "exported")
     with pytest.raises(UserError, match="exists already"):
