@@ -8,6 +8,7 @@ from typing import Any
 import smarttrim_cli
 from smarttrim_cli.engine.artifact import TRIMMERS, WEIGHTS, Bundle, parameter_count
 from smarttrim_cli.engine.runs import Run
+from smarttrim_cli.pruning.sites import TOKEN, Site
 
 _CALLS = {
     "vqa": 'predict("image.png", "what color is the circle?")',
@@ -40,7 +41,7 @@ def model_card(
     config, trimmed = bundle.config, bool(bundle.model.sites)
     parts = {"backbone": bundle.model.backbone, **({"trimmers": bundle.model.trimmers} if trimmed else {})}
     parameters = (f"{parameter_count(part):,} {title}" for title, part in parts.items())
-    how = "trimmed with SmartTrim" if trimmed else "fine-tuned and not trimmed"
+    how = f"trimmed by {' and '.join(_trimmers(bundle))}" if trimmed else "fine-tuned and not trimmed"
     lines = [
         f"# {name}",
         "",
@@ -68,6 +69,13 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _trimmers(bundle: Bundle) -> list[str]:
+    """Names of the trimmers that the model has, each with what it scores."""
+    scored = {"token" if Site.parse(name).kind == TOKEN else "head" for name in bundle.model.sites}
+    sections = bundle.config["trimmers"]
+    return [f"`{sections[kind]['name']}` ({kind}s)" for kind in ("token", "head") if kind in scored]
 
 
 def _needed(config: Mapping[str, Any]) -> str:

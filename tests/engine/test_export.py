@@ -253,12 +253,24 @@ def test_model_card_has_measured_numbers_only(exported: Path, trained: Path, tmp
     trimmed = next(line for line in card.splitlines() if line.startswith("- Trimmed: "))
     assert "token.vision" in trimmed and "decoder" not in trimmed  # which METER has not
     assert f"Split `test`, {summary['count']} instances, tokens and heads really removed." in card
+    assert "for vqa, trimmed by `cross_modal` (tokens) and `global_head` (heads)." in card
     assert "(`pip install .` in its repository)." in card and "`trimmers.safetensors`" in card
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run/summary.json").unlink()
     export(str(tmp_path / "run"), out=tmp_path / "out")
     measured = (tmp_path / "out/README.md").read_text(encoding="utf-8").split("## Measured")[1]
     assert "Nothing yet" in measured and not re.search(r"\d", measured)
+
+
+def test_model_card_names_the_way_of_trimming(tmp_path: Path) -> None:
+    finetune(
+        tiny_recipe(
+            tmp_path, "train.max_steps=1", "pruning.token_trimmer={name: tome}", "pruning.head_trimmer=null"
+        )
+    )
+    export(str(tmp_path / "run"), out=tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert "for vqa, trimmed by `tome` (tokens)." in card and "SmartTrim" not in card
 
 
 def test_model_card_of_what_is_not_trimmed(tmp_path: Path) -> None:
