@@ -21,7 +21,7 @@ import yaml
 
 from smarttrim_cli.data.files import read_json
 from smarttrim_cli.engine.result_keys import check_result
-from smarttrim_cli.engine.runs import Run, is_run
+from smarttrim_cli.engine.runs import Run, is_exported, is_run, not_a_run
 from smarttrim_cli.errors import UserError, some
 from smarttrim_cli.recipe.flat import BESIDE_TRAINING, flat, is_in
 from smarttrim_cli.tasks.records import read_records
@@ -129,6 +129,9 @@ def read_results(targets: Sequence[str]) -> tuple[list[Result], list[str]]:
     if nameless and len(results) > 1:
         remarks.append(f"of which task they are is not in {some(nameless)}: they share a table")
     if not results:
+        for _, path in map(_named, targets):
+            if is_exported(path):
+                raise not_a_run(path)
         raise UserError("no results there", where=", ".join(targets), hint="smarttrim evaluate RUN")
     return results, remarks
 

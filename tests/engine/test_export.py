@@ -19,6 +19,7 @@ import smarttrim_cli
 from smarttrim_cli import registry
 from smarttrim_cli.engine.artifact import build_backbone, load_into, load_model, load_trimmers, read_tensors
 from smarttrim_cli.engine.card import _needed, call_of
+from smarttrim_cli.engine.compare import compare
 from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.export import _refuse_loss, export
 from smarttrim_cli.engine.finetune import finetune
@@ -101,7 +102,7 @@ def test_weights_are_as_readable_as_other_files(exported: Path) -> None:
 
 def test_an_exported_model_is_no_run(exported: Path) -> None:
     """It has a recipe, too; commands sent the user from one to the next."""
-    for command in (evaluate, summary):
+    for command in (evaluate, summary, lambda folder: compare([folder])):
         with pytest.raises(UserError, match="an exported model, not a run directory"):
             command(str(exported / "exported"))
 
