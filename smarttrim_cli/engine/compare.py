@@ -16,7 +16,7 @@ import numpy as np
 
 from smarttrim_cli.engine.files import check_writable, finite
 from smarttrim_cli.engine.levels import Level, differing_keys, levels
-from smarttrim_cli.engine.pareto import draw, front
+from smarttrim_cli.engine.pareto import draw, front, left_out
 from smarttrim_cli.engine.published import published_note, published_points
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.results import PREDICTIONS, Result, Side, distinct_names, read_results
@@ -104,6 +104,10 @@ def compare(
     if plot is not None:
         drawn = [group if group["same_conditions"] else _without_times(group) for group in groups]
         report["plot"] = str(draw(plot, drawn, report.get("published", ()), relative=published))
+        lacking = left_out(drawn, relative=published)
+        if lacking:
+            what = "what they are relative to a full model of their own" if published else "what they cost"
+            reporter.warn(f"not in the picture, since it is not known {what}: {some(lacking)}")
     return dict(finite(report))
 
 

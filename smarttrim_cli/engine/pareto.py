@@ -47,12 +47,27 @@ def draw(
         found = [_panel(group, theirs, relative, latency) for latency in (False, True)]
         rows += [shown] if (shown := [panel for panel in found if panel.points]) else []
     if not rows:
-        hint = "MACs come from smarttrim evaluate, latency from smarttrim profile"
-        raise UserError("nothing to draw: no run has a cost", where=f"--plot {path}", hint=hint)
+        problem, hint = "", "MACs come from smarttrim evaluate, latency from smarttrim profile"
+        if relative:
+            problem = " relative to a full model of its own"
+            hint = "without --published, scores and costs are drawn as they are"
+        raise UserError(f"nothing to draw: no run has a cost{problem}", where=f"--plot {path}", hint=hint)
     if all(len(row) == 1 for row in rows):  # no latency anywhere: two groups beside each other
         singles = [panel for row in rows for panel in row]
         rows = [singles[start : start + 2] for start in range(0, len(singles), 2)]
     return draw_pareto(path, rows)
+
+
+def left_out(groups: Sequence[dict[str, Any]], *, relative: bool) -> list[str]:
+    """Methods of the rows that have no place in the picture; the full model's is its star."""
+    place = _relative if relative else _absolute
+    return [
+        row["method"]
+        for group in groups
+        for full in [_untrimmed(group["rows"])]
+        for row in group["rows"]
+        if row is not full and not any(place(row, latency, 1.0) for latency in (False, True))
+    ]
 
 
 def _panel(

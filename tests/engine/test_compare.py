@@ -466,6 +466,29 @@ def test_the_full_model_is_a_run_of_its_own_if_there_is_one(tmp_path: Path) -> N
     assert panel.full == (4.0, 0.75) and not panel.full_is_mean
 
 
+def test_runs_without_a_place_in_the_picture_are_named(tmp_path: Path) -> None:
+    """A student has no full model of its own; the best run without trimming is the star."""
+    student, tuned = (
+        result(name, 1, "") | {"full": side("1110", cost)} for name, cost in (("ftkd", 2.0), ("tuned", 4.0))
+    )
+    nameless = result("old", 1, "1101", speedup={})
+    for content in (student, tuned):
+        del content["trimmed"], content["speedup"]
+    del nameless["trimmed"]["gmacs"]
+    folder = write(tmp_path / "results", result("ours", 1, "1101"), student, tuned, nameless)
+    for published, said in (
+        (True, "what they are relative to a full model of their own: ftkd, old"),
+        (False, "what they cost: old"),
+    ):
+        listener = Listener()
+        compare([folder], plot=tmp_path / "p.svg", published=published, reporter=listener)
+        assert [text for text in listener.heard if "picture" in text] == [
+            f"not in the picture, since it is not known {said}"
+        ]
+    with pytest.raises(UserError, match="no run has a cost relative to a full model of its own"):
+        compare([write(tmp_path / "alone", student)], plot=tmp_path / "p.svg", published=True)
+
+
 def test_published_points_are_those_of_the_paper() -> None:
     points = published_points({"meter/vqa", "blip/captioning"})
     assert {point["task"] for point in points} == {"meter/vqa", "blip/captioning"}
