@@ -178,6 +178,8 @@ def _open(image: Picture) -> Image.Image:
         return upright_rgb(image)
     except BadSample as error:
         raise UserError(error.message, where="predict") from error
+    except Exception as error:  # pixels are read now; on broken bytes Pillow raises anything
+        raise UserError(f"an image cannot be read ({error})", where="predict") from error
 
 
 def _silent(text: Any) -> None:

@@ -134,6 +134,18 @@ def test_a_model_of_another_precision_answers(exported: Path, dtype: torch.dtype
         assert found.full_gmacs == pytest.approx(before.full_gmacs)
 
 
+def test_pictures_that_are_read_late_are_named_as_files_are(exported: Path, tmp_path: Path) -> None:
+    model, path = smarttrim_cli.load(exported / "exported"), tmp_path / "a.png"
+    noise = torch.randint(0, 256, (48, 48, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(path)
+    closed = Image.open(path)
+    closed.close()
+    path.write_bytes(path.read_bytes()[:2000])
+    for picture in (closed, Image.open(path)):
+        with pytest.raises(UserError, match="predict: an image cannot be read"):
+            model.predict(picture, QUESTIONS[0])
+
+
 def test_what_cannot_be_predicted_is_refused(exported: Path) -> None:
     model = smarttrim_cli.load(exported / "exported")
     picture = Image.new("RGB", (48, 48))
