@@ -96,9 +96,12 @@ class TrimmedVlm:
             UserError: An image cannot be read, there are not as many as the texts need, or a text is missing.
             SmartTrimError: The model's outputs are not numbers.
         """
-        if texts is None and self.bundle.task.form.name == _WITHOUT_TEXT:
-            texts = [""] * len(images)
-        texts = texts or []
+        if not isinstance(images, Picture):
+            images = list(images)
+        if texts is None:
+            texts = [""] * len(images) if self.bundle.task.form.name == _WITHOUT_TEXT else []
+        elif not isinstance(texts, str):
+            texts = list(texts)
         self._refuse(images, texts)
         opened = [_open(image) for image in images]
         inputs = self.bundle.task.inputs(opened, texts, self.bundle.processor)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -132,6 +133,14 @@ def test_a_model_of_another_precision_answers(exported: Path, dtype: torch.dtype
         found = model.predict(picture, QUESTIONS[0], full=full)
         assert found.score == pytest.approx(before.score, abs=0.05)
         assert found.full_gmacs == pytest.approx(before.full_gmacs)
+
+
+def test_batches_of_any_kind(exported: Path) -> None:
+    """Columns of a table and generators, too."""
+    model, pictures = smarttrim_cli.load(exported / "exported"), [Image.new("RGB", (48, 48))] * 2
+    expected = [one.answer for one in model.predict_batch(pictures, QUESTIONS[:2])]
+    for images, texts in ((tuple(pictures), np.array(QUESTIONS[:2])), (iter(pictures), iter(QUESTIONS[:2]))):
+        assert [one.answer for one in model.predict_batch(images, texts)] == expected  # type: ignore[arg-type]
 
 
 def test_pictures_that_are_read_late_are_named_as_files_are(exported: Path, tmp_path: Path) -> None:
