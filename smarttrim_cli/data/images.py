@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -72,7 +72,21 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         BadSample: It is too long and thin.
     """
     _refuse_thin(*image.size)
+    _load(image)
     return to_rgb(ImageOps.exif_transpose(image))
+
+
+def _load(image: Image.Image) -> None:
+    """Read the pixels, if that has not been done; without its name, by which Pillow would map the file."""
+    source: Any = image
+    name = getattr(source, "filename", None)
+    if name is None:  # not of a file
+        return
+    source.filename = ""
+    try:
+        source.load()
+    finally:
+        source.filename = name
 
 
 def _refuse_thin(width: int, height: int) -> None:

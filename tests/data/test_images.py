@@ -12,7 +12,15 @@ import torch
 from PIL import Image
 
 from smarttrim_cli.cli.streams import ignore_warnings_of_size
-from smarttrim_cli.data.images import CLIP_MEAN, CLIP_STD, BadSample, Preprocess, load_rgb, to_rgb
+from smarttrim_cli.data.images import (
+    CLIP_MEAN,
+    CLIP_STD,
+    BadSample,
+    Preprocess,
+    load_rgb,
+    to_rgb,
+    upright_rgb,
+)
 from smarttrim_cli.data.samples import EmbeddedImage
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "preprocess.npz"
@@ -128,6 +136,9 @@ def test_orientation_of_uncompressed_tiffs(tmp_path: Path, mode: str) -> None:
     upright = load_rgb(tmp_path / "turned.tif", sample_id=1)
     assert upright.size == (20, 30)
     assert np.array_equal(np.asarray(upright)[..., 0], np.asarray(to_rgb(image))[::-1, :, 0].T)
+    with Image.open(tmp_path / "turned.tif") as given:  # as to ``predict``; its pixels are read late
+        assert np.array_equal(np.asarray(upright_rgb(given)), np.asarray(upright))
+        assert given.filename == str(tmp_path / "turned.tif")
 
 
 def test_image_that_is_too_thin(tmp_path: Path) -> None:
