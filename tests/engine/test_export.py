@@ -135,6 +135,29 @@ def test_a_model_of_another_precision_answers(exported: Path, dtype: torch.dtype
         assert found.full_gmacs == pytest.approx(before.full_gmacs)
 
 
+def test_random_trimmers_draw_anew_for_every_instance(tmp_path: Path) -> None:
+    """And the same for one instance, alone and in a batch."""
+    finetune(
+        tiny_recipe(
+            tmp_path,
+            "train.max_steps=1",
+            "pruning.token_trimmer={name: random_token}",
+            "pruning.head_trimmer={name: random_head}",
+        )
+    )
+    model = smarttrim_cli.load(tmp_path / "run")
+    pictures = [Image.new("RGB", (32, 32), color) for color in ("red", "blue", "white")]
+
+    def kept(found: Any) -> list[dict[str, Any]]:
+        return [{name: mask.tolist() for name, mask in one.decisions.keep.items()} for one in found]
+
+    batch = kept(model.predict_batch(pictures, QUESTIONS[:1] * 3))
+    assert batch[0] != batch[1] != batch[2] != batch[0]
+    assert batch == kept([model.predict(picture, QUESTIONS[0]) for picture in pictures])
+    (other,) = kept([model.predict(pictures[0], "what color is the square?")])
+    assert other != batch[0]
+
+
 def test_batches_of_any_kind(exported: Path) -> None:
     """Columns of a table and generators, too."""
     model, pictures = smarttrim_cli.load(exported / "exported"), [Image.new("RGB", (48, 48))] * 2
