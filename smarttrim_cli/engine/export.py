@@ -78,8 +78,8 @@ def export(
             in the official layout does not give back its weights.
     """
     reporter = reporter or SilentReporter()
-    _refuse_taken(out, overwrite)
     check_writable(out, "--out", folder=True)
+    _refuse_taken(out, overwrite)
     subject = find_subject(target, overrides)
     run = require_model(subject, target)
     _refuse_loss(out, run.model)

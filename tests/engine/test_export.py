@@ -225,6 +225,9 @@ def test_taken_folder_is_refused(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds other things than a model"):
         export(run, out=tmp_path / "photos", overwrite=True)
     assert tree(tmp_path / "photos") == {"a.png": b"x"}
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="is a file, not a directory"):
+            export(run, out=tmp_path / "photos/a.png", overwrite=overwrite)
     shutil.copytree(exported / "exported", tmp_path / "old")
     (tmp_path / "old/stray").write_bytes(b"")
     with pytest.raises(UserError, match="holds other things than a model, so it is not replaced: stray"):
