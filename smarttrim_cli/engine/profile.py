@@ -34,7 +34,7 @@ from smarttrim_cli.engine.simulate import (
     random_model,
     simulated_trimmers,
 )
-from smarttrim_cli.errors import UserError
+from smarttrim_cli.errors import UserError, some
 from smarttrim_cli.pruning.cost import double_counts
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.tasks.base import Batch
@@ -105,6 +105,10 @@ def profile(
             where="--sparsity-from",
             hint="with a recipe of another size and --random-weights they are taken from that run",
         )
+    lacking = [group for group, share in (kept or {}).items() if share < 1 and group not in model.groups]
+    if lacking:
+        text = f"--sparsity-from: the model has no trimmers of {some(lacking)}, which that run drops"
+        reporter.warn(f"{text}: nothing of them is dropped here")
     kernels = make_ready(model, where, host_kernels)
     data = [to_device(batch, where) for batch in data]
     report = _measure(model, data, size == 1, by_layer, where, reporter)

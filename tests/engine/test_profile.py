@@ -165,6 +165,25 @@ def test_random_weights_at_the_sparsity_of_a_run(trained: Path, tmp_path: Path) 
     assert report["trimmed"]["kept"]["head.text"] == pytest.approx(0.5, abs=0.15)
 
 
+def test_what_a_run_drops_and_the_recipe_cannot_is_said(trained: Path, tmp_path: Path) -> None:
+    run, reporter = Run(tmp_path / "run"), Recorder()
+    shutil.copytree(trained, run.path)
+    kept = {"token.vision": 0.25, "token.text": 1.0, "head.text": 0.5, "head.decoder": 0.5}
+    run.merge_summary({"trimmed": {"kept": kept}})
+    report = profile(
+        str(recipe_file(tmp_path)),
+        overrides=["pruning.head_trimmer=null"],
+        random_weights=True,
+        sparsity_from=str(run.path),
+        num_instances=2,
+        device="cpu",
+        reporter=reporter,
+    )
+    assert set(report["trimmed"]["kept"]) == {"token.vision"}
+    (said,) = reporter.warnings
+    assert said.startswith("--sparsity-from: the model has no trimmers of head.text, head.decoder, which")
+
+
 def test_random_weights_have_the_sizes_of_the_checkpoint(trained: Path) -> None:
     """The backbone's defaults (METER-base) used to be measured instead."""
     from smarttrim_cli.engine.artifact import load_model, parameter_count
