@@ -107,7 +107,8 @@ class TrimmedVlm:
         opened = [_open(image) for image in images]
         inputs = self.bundle.task.inputs(opened, texts, self.bundle.processor)
         inputs = {name: self._as_model(tensor) for name, tensor in inputs.items()}
-        ids_B = _identities(opened, texts)
+        draw = any(trimmer.draws for trimmer in self.bundle.model.sites.values())
+        ids_B = _identities(opened, texts) if draw else None
         answers = self.bundle.model(inputs, "full" if full else "packed", instance_ids=ids_B)
         refuse_no_numbers(answers.output, range(len(texts)))
         decided = self._untrimmed(inputs).decisions if full else answers.decisions
