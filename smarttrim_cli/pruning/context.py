@@ -174,7 +174,7 @@ class ForwardContext:
         self, site: Site, trimmer: Any, spec: LayerSpec, stream: Stream, hidden: Tensor
     ) -> tuple[Stream, Tensor]:
         source, tokens = stream, hidden
-        if isinstance(stream, PackedStream) and trimmer.relative:
+        if isinstance(stream, PackedStream) and (trimmer.relative or trimmer.rewrites):
             source, tokens = stream.without_tail(), hidden[:, : stream.total]
         ids = source.spread_scalar(self._ids(spec.stream))
         view = TokenView(tokens, self.cls[spec.stream], self._guide(spec), source, ids, self.threshold)

@@ -9,7 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from smarttrim_cli.pruning import prepared, stream
+from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.prepared import LaidOutLinear, PreparedLinear, joined_linear, part_of_linear
+from smarttrim_cli.trimmers._per_instance import rows_of
+from smarttrim_cli.trimmers.base import TokenView, Trimmer
 from tests import tiny
 from tests.tiny import Variant
 
@@ -70,6 +73,34 @@ def test_every_trimmer_meets_rounded_streams(pair: tuple[str, str]) -> None:
     clear_B = tiny.margin_B(before.decisions) > 1e-4
     after = _outputs(model.prepare(), inputs, "packed", log_scores=True)
     assert_close(after.output[clear_B], before.output[clear_B], **CLOSE)
+
+
+class _Gathers(Trimmer):
+    """Scores of their own for all tokens; the CLS takes over what is dropped."""
+
+    rewrites = True
+
+    def forward(self, view: TokenView) -> torch.Tensor:
+        return view.tokens[..., 0]
+
+    def rewrite(self, view: TokenView, keep: torch.Tensor) -> torch.Tensor:
+        rows = rows_of(view)
+        tokens_RND = rows.lay(view.tokens).clone()
+        dropped_RN1 = (rows.removable_RN & ~rows.lay(keep)).unsqueeze(-1)
+        tokens_RND[:, 0] += (tokens_RND * dropped_RN1).sum(1)
+        return rows.back(tokens_RND)
+
+
+def test_a_trimmer_that_rewrites_sees_no_tail() -> None:
+    """Whether its scores depend on other tokens or not: what repeats a CLS would be taken for dropped."""
+    host = tiny.one_per_form()[0].build()
+    model = TrimmedModel(host, {f"vision.{layer}.token": _Gathers() for layer in range(2)}).eval()
+    inputs = tiny.ragged_inputs(host)
+    for batch in (inputs, tiny.instance(inputs, 0)):
+        masked, packed = (model(batch, mode).output for mode in ("masked", "packed"))
+        assert_close(packed, masked, **CLOSE)
+        assert_close(model.prepare()(batch, "packed").output, packed, **CLOSE)
+        model.restore()
 
 
 def test_layouts_follow_the_weights_and_can_be_undone() -> None:
