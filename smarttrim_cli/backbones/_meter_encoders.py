@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import PatchEmbed
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -38,8 +39,8 @@ def build_vision(options: Options) -> VisionTransformer | SwinTransformer:
         raise UserError(f"timm cannot build {section.model!r}: {error}", where="backbone.vision") from error
     if not (_is_plain_vit(vit) or type(vit) is SwinTransformer):
         raise UserError(
-            f"{section.model!r} is not a plain timm VisionTransformer with a CLS as only prefix token, nor a "
-            "Swin Transformer (version 1)",
+            f"{section.model!r} is not a plain timm VisionTransformer with a CLS as only prefix token and "
+            "patches of the image itself, nor a Swin Transformer (version 1)",
             where="backbone.vision.model",
             hint="choose a model of the vit_* family with a class token, such as vit_base_patch16_224",
         )
@@ -53,12 +54,12 @@ def build_vision(options: Options) -> VisionTransformer | SwinTransformer:
 
 
 def _is_plain_vit(vit: nn.Module) -> bool:
-    """Whether ``encode_image`` repeats all that this model's own forward does."""
+    """Whether ``encode_image`` repeats all that this model's own forward does, and all its MACs are known."""
     if not isinstance(vit, VisionTransformer):
         return False
     prefix = vit.cls_token is not None and vit.num_prefix_tokens == 1
     plain = all(type(block) is Block for block in vit.blocks) and isinstance(vit.patch_drop, nn.Identity)
-    return prefix and plain
+    return prefix and plain and type(vit.patch_embed) is PatchEmbed  # not the features of a ResNet
 
 
 def _start_from_sincos(vit: Any) -> None:

@@ -183,6 +183,12 @@ def test_sine_cosine_positions_are_of_rows_and_columns() -> None:
         ({"vision": vision(model="vit_no_such_model")}, "backbone.vision", "timm cannot build"),
         ({"vision": vision(no_such_argument=1)}, "backbone.vision", "timm cannot build"),
         ({"vision": vision(reg_tokens=4)}, "backbone.vision.model", "a CLS as only prefix token"),
+        (
+            {"vision": {"model": "vit_base_r50_s16_224", "args": {"depth": 1}}},
+            "backbone.vision.model",
+            "patches",
+        ),
+        ({"vision": {"model": "vit_base_mci_224", "args": {"depth": 1}}}, "backbone.vision.model", "patches"),
         ({"vision": {"model": "resnet18"}}, "backbone.vision", "resnet18"),
         ({"hidden_size": 41}, "backbone", "not a multiple"),
         ({"text": text("no_such_type")}, "backbone.text", "no_such_type"),
