@@ -38,6 +38,8 @@ _DAMAGED = (
     EOFError,
 )
 """What torch raises for files that are none of its own."""
+_FOREIGN = (pickle.UnpicklingError, TypeError, ValueError)
+"""The same for sound ones with objects for which nothing can stand in."""
 _PLAIN = "save plain tensors of floating-point numbers"
 _SHOWN = 5
 
@@ -213,18 +215,32 @@ class _Dropped:
         return OrderedDict()
 
 
+class _Opaque:
+    """The same for numpy's, whose state is no dictionary."""
+
+    def __init__(self, *args: Any) -> None:
+        """Nothing is kept."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Nor here."""
+
+
+def _stand_in(name: str) -> type:
+    return _Opaque if name.partition(".")[0] == "numpy" else _Dropped
+
+
 def _read_torch(path: Path) -> Any:
     """A file of ``torch.save``; classes that torch does not know are never imported: a dict stands in."""
     _refuse_damaged(path)
     try:
-        with torch.serialization.safe_globals([(_Dropped, name) for name in _unknown_classes(path)]):
+        with torch.serialization.safe_globals([(_stand_in(name), name) for name in _unknown_classes(path)]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError("there is no such file", where=str(path)) from error
     except OSError as error:
         raise UserError(f"the file cannot be read: {error.strerror}", where=str(path)) from error
     except _DAMAGED as error:
-        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+        if isinstance(error, _FOREIGN) and zipfile.is_zipfile(path):
             raise UserError(
                 "the file holds objects other than weights, which are not loaded because that could run code",
                 where=str(path),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -23,6 +24,12 @@ STATE = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.bias": torch.ones(
 
 class Callback:
     """Like a class of a training framework."""
+
+
+class Slots:
+    """Its state is no dictionary."""
+
+    __slots__ = ("rate",)
 
 
 class Settings(dict):
@@ -46,8 +53,12 @@ def same(found: dict[str, Any]) -> bool:
             "hyper_parameters": Settings(loss_names=Settings(vqa=1), args=argparse.Namespace(lr=1e-5)),
             "path": Path("a/b"),
         },
+        {
+            "model": STATE,
+            "callbacks": {"best": np.float64(0.7), "random": np.arange(3), "type": np.dtype("f4")},
+        },
     ],
-    ids=["bare", "lightning", "blip", "data_parallel", "foreign_classes"],
+    ids=["bare", "lightning", "blip", "data_parallel", "foreign_classes", "numpy"],
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_torch_saved_is_read(tmp_path: Path, content: Any, zipped: bool) -> None:
@@ -55,6 +66,15 @@ def test_what_torch_saved_is_read(tmp_path: Path, content: Any, zipped: bool) ->
         pytest.skip("files of before torch 1.6 are read with known classes only")
     torch.save(content, tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
     assert same(read_tensors(tmp_path / "a.ckpt"))
+
+
+def test_objects_that_nothing_stands_in_for_are_said_to_be_such(tmp_path: Path) -> None:
+    """The file is not damaged."""
+    settings = Slots()
+    settings.rate = 0.1
+    torch.save({"model": STATE, "settings": settings}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="objects other than weights"):
+        read_tensors(tmp_path / "a.pth")
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:
