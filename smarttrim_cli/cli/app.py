@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -38,6 +39,7 @@ def main() -> None:
     """Run the command line."""
     make_streams_usable()
     ignore_warnings_of_size()
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's, which its commands inherit, need not be installed here
     try:
         app(prog_name="smarttrim")
     except KeyboardInterrupt:  # before a subcommand has begun

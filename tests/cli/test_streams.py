@@ -1,4 +1,4 @@
-"""Streams that take nothing, or not everything: closed, full, left by their reader, of plain ASCII."""
+"""What a command inherits: streams that take nothing, or not everything, and a notebook's environment."""
 
 from __future__ import annotations
 
@@ -63,3 +63,13 @@ def test_plain_ascii(folder: Path, environment: str) -> None:
     done = shell(folder, f"export {environment}; smarttrim compare run --format markdown")
     assert done.returncode == 0 and done.stdout.isascii()
     assert "0.8000 +/- 0.0100" in done.stdout
+
+
+def test_a_notebooks_way_of_showing_pictures(folder: Path) -> None:
+    environment = "MPLBACKEND=of_another_python"
+    costs = {"full": {"gmacs": 2.0}, "trimmed": {"gmacs": 1.0}}
+    result = {name: {**scores, **costs[name]} for name, scores in RESULT.items()}
+    (folder / "run/summary.json").write_text(json.dumps(result), encoding="utf-8")
+    done = shell(folder, f"export {environment}; smarttrim compare run --plot pareto.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (folder / "pareto.png").is_file()
