@@ -234,6 +234,15 @@ def test_locate_uses_the_cache_of_the_environment(tmp_path: Path, monkeypatch: p
     assert locate(SMALL, lambda line: None).parent == tmp_path / "cache"
 
 
+def test_a_home_that_nobody_has_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = "~nobody-of-this-name/scenes"
+    with pytest.raises(UserError, match=r"-name/scenes: the home folder ~nobody.* is not known"):
+        build(Path(nowhere), Options())
+    monkeypatch.setenv("SMARTTRIM_CACHE", nowhere)
+    with pytest.raises(UserError, match="is not known"):
+        open_or_build(Options())
+
+
 def test_build_writes_where_it_is_told(tmp_path: Path, log: list[str]) -> None:
     counts = build(tmp_path / "out", SMALL, log.append)
     assert counts["train"] == {"images": 6, "questions": 24}

@@ -31,7 +31,21 @@ ABANDONED_AFTER_SECONDS = 24 * 3600
 
 def default_root() -> Path:
     """Where data are cached: ``$SMARTTRIM_CACHE``, else ``~/.cache/smarttrim``."""
-    return Path(os.environ.get("SMARTTRIM_CACHE") or "~/.cache/smarttrim").expanduser()
+    return _without_tilde(Path(os.environ.get("SMARTTRIM_CACHE") or "~/.cache/smarttrim"))
+
+
+def _without_tilde(path: Path) -> Path:
+    """The path, ``~`` spelled out.
+
+    Raises:
+        UserError: Nobody knows that home.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        hint = "name the folder by a whole path (--out DIR; SMARTTRIM_CACHE=DIR for the cache), or set HOME"
+        text = f"the home folder {path.parts[0]} is not known"
+        raise UserError(text, where=str(path), hint=hint) from error
 
 
 def open_or_build(options: Options, root: Path | None = None, log: Log = print, task: str = "vqa") -> Path:
@@ -63,7 +77,7 @@ def build(out: Path, options: Options, log: Log = print, task: str = "vqa") -> d
         UserError: ``out`` holds other things than scenes, or cannot be written.
     """
     layout = layout_of(task)
-    out = out.expanduser().resolve()
+    out = _without_tilde(out).resolve()
     if find_problem(out, options, layout) is None:
         log(f"scenes: {out} already holds these scenes")
     else:
