@@ -107,6 +107,7 @@ def subcommand(app: typer.Typer, function: Callable[..., None], name: str | None
         above = ctx.obj or Console()
         console = Console(quiet or above.quiet, debug or above.debug)
         with errors_as_exit_codes(console):
+            _check_working_folder()
             function(console, **arguments)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -128,6 +129,19 @@ def errors_as_exit_codes(console: Console) -> Iterator[None]:
         raise _failure(console, f"{kind}: {error}", error.exit_code) from None
     except Exception as error:
         raise _failure(console, *_describe_exception(error)) from None
+
+
+def _check_working_folder() -> None:
+    """Refuse to work in a folder that was removed: no relative path means anything there.
+
+    Raises:
+        UserError: It was.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        text = f"the working folder cannot be used: {error.strerror}"
+        raise UserError(text, hint="go to one that exists (cd)") from error
 
 
 def _describe_exception(error: Exception) -> tuple[str, int]:

@@ -101,6 +101,19 @@ def test_errors(fake_engine: Install, error: BaseException, code: int, message: 
     assert result.stdout == ""
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps a folder that is worked in")
+@pytest.mark.parametrize("command", ["summary", "summary -o out.json", "data scenes --out x"])
+def test_a_working_folder_that_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    result = run(*command.split())
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: the working folder cannot be used: No such file")
+
+
 def test_messages_that_nobody_reads_do_not_end_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
