@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -261,3 +262,18 @@ def test_layers_of_any_number(depths: tuple[int, int], tmp_path: Path) -> None:
     ]
     with style():
         assert Image.open(draw_similarity(tmp_path / "s.png", layers, "test", 5)).width == 1728
+
+
+def test_lines_at_the_edge_are_whole(tmp_path: Path) -> None:
+    def ink(mean: float) -> int:
+        layers = [
+            LayerSimilarity("vision", layer, "vision", layer + 1, kind, mean, 0.0, mean, mean, mean, 3)
+            for kind in ("token", "self_head")
+            for layer in range(4)
+        ]
+        with style():
+            picture = Image.open(draw_similarity(tmp_path / "similarity.png", layers, "test", 3))
+        blue = torch.tensor([0x00, 0x72, 0xB2])
+        return int((torch.from_numpy(np.array(picture.convert("RGB"))) == blue).all(-1).sum())
+
+    assert min(ink(0.0), ink(1.0)) > 0.97 * ink(0.5)  # at 1: heads that all attend alike, as in a new model

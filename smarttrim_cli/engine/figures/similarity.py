@@ -111,7 +111,7 @@ def _lines(axes: Axes, layers: Line, encoder: int) -> None:
                 axes.vlines(places, low, high, color=color, alpha=0.22, linewidth=7)
             axes.plot(
                 places, [one.mean for one in run], color=color, linestyle=dashes, linewidth=1.7,
-                marker=marker, markersize=4, label=label,
+                marker=marker, markersize=4, label=label, clip_on=False, zorder=3,
             )  # fmt: skip
             label = "_again"
     lowest = min((one.p10 for one in layers), default=0.0)
