@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -24,6 +25,7 @@ from smarttrim_cli.data.images import (
 from smarttrim_cli.data.samples import EmbeddedImage
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "preprocess.npz"
+PILLOW = int(PIL.__version__.partition(".")[0])
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,11 @@ def test_equals_the_official_preprocessing(
     golden: dict[str, np.ndarray], index: int, key: str, mode: str
 ) -> None:
     out = Preprocess(48, mode)(Image.fromarray(golden[f"prep_in{index}"]))  # type: ignore[arg-type]
-    np.testing.assert_array_equal(out.numpy(), golden[f"{key}{index}"])
+    if PILLOW >= 13:
+        np.testing.assert_array_equal(out.numpy(), golden[f"{key}{index}"])
+    else:  # it resamples otherwise than the version that the reference was made with: few levels of 255
+        levels_3HW = (out.numpy() - golden[f"{key}{index}"]) * 255 * np.array(CLIP_STD)[:, None, None]
+        assert np.abs(levels_3HW).max() < 4.5 and np.abs(levels_3HW).mean() < 0.3
 
 
 @pytest.mark.parametrize("mode", ["resize", "shorter_side_center_crop"])
