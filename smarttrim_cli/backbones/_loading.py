@@ -25,7 +25,9 @@ from smarttrim_cli.errors import UserError, some
 
 Log = Callable[[str], None]
 
-_WRAPPERS = ("state_dict", "model")
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_PREFIXES = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every name."""
 """Where the weights lie in a file: Lightning's key, BLIP's key."""
 _DAMAGED = (
     pickle.UnpicklingError,
@@ -168,7 +170,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
     Args:
         path: A ``.safetensors`` file, or one of ``torch.save`` (``.ckpt``, ``.pth``, ``.pt``, ``.bin``) with
-            a state dict, bare or under ``state_dict`` or ``model``.
+            a state dict, bare or under ``state_dict``, ``model`` or ``model_state_dict``.
 
     Raises:
         UserError: It is missing, damaged or holds no weights, or other than plain ones.
@@ -181,11 +183,16 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     tensors = content if isinstance(content, Mapping) else {}
     tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError("there are no weights in this file", where=str(path))
+        there = (
+            f"; it holds {some(list(map(str, content)))}" if isinstance(content, Mapping) and content else ""
+        )
+        hint = f"save the state dict alone, or under {' or '.join(_WRAPPERS)}"
+        raise UserError(f"there are no weights in this file{there}", where=str(path), hint=hint)
     for name, value in tensors.items():
         _refuse_odd(name, value, path)
-    wrapped = all(name.startswith("module.") for name in tensors)
-    return {name.removeprefix("module.") if wrapped else name: value for name, value in tensors.items()}
+    while wrapped := [prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in tensors)]:
+        tensors = {name.removeprefix(wrapped[0]): value for name, value in tensors.items()}
+    return tensors
 
 
 def _refuse_odd(name: Any, value: Tensor, path: Path) -> None:

@@ -47,6 +47,7 @@ def same(found: dict[str, Any]) -> bool:
         {"state_dict": STATE, "epoch": 3},
         {"model": STATE, "optimizer": {"state": {}}},
         {"state_dict": {f"module.{name}": value for name, value in STATE.items()}},
+        {"model_state_dict": {f"module._orig_mod.{name}": value for name, value in STATE.items()}},
         {
             "state_dict": STATE,
             "callbacks": {Callback: {"best": torch.zeros(1)}},
@@ -58,7 +59,7 @@ def same(found: dict[str, Any]) -> bool:
             "callbacks": {"best": np.float64(0.7), "random": np.arange(3), "type": np.dtype("f4")},
         },
     ],
-    ids=["bare", "lightning", "blip", "data_parallel", "foreign_classes", "numpy"],
+    ids=["bare", "lightning", "blip", "data_parallel", "compiled", "foreign_classes", "numpy"],
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_torch_saved_is_read(tmp_path: Path, content: Any, zipped: bool) -> None:
@@ -115,7 +116,7 @@ def damaged(folder: Path) -> dict[str, Path]:
         "damaged one": whole[:-200],
         "or a damaged": b"",
         "not a checkpoint file": b"<html>not found</html>",
-        "no weights in this file": None,
+        "no weights in this file; it holds epoch, net": None,
         "not a readable safetensors file": b"\x08\x00\x00\x00\x00\x00\x00\x00{}",
     }
     files = {}
@@ -123,7 +124,7 @@ def damaged(folder: Path) -> dict[str, Path]:
         suffix = "safetensors" if "safetensors" in message else "ckpt"
         files[message] = folder / f"{number}.{suffix}"
         if content is None:
-            torch.save({"epoch": 3}, files[message])
+            torch.save({"epoch": 3, "net": STATE}, files[message])
         else:
             files[message].write_bytes(content)
     folder_path = folder / "folder.ckpt"
