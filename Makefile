@@ -7,6 +7,8 @@ VENV ?= .venv
 OLDEST_VENV ?= .venv-oldest
 QUICK_VENV ?= .venv-quickstart
 RUN ?= runs/quickstart
+# A notebook's, which its commands inherit, need not be installed here.
+export MPLBACKEND = agg
 
 .PHONY: quickstart test oldest style quality
 .DELETE_ON_ERROR:

@@ -56,9 +56,13 @@ class Stopping:
             yield
             return
         before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
-        for number in _SIGNALS:
-            if before[number] is not signal.SIG_IGN:  # as nohup has it
-                signal.signal(number, self._note)
+        left = (
+            signal.SIG_IGN,
+            None,
+        )  # as nohup has it; as who embeds Python has it, which could not be put back
+        before = {number: handler for number, handler in before.items() if handler not in left}
+        for number in before:
+            signal.signal(number, self._note)
         try:
             yield
         finally:

@@ -18,7 +18,7 @@ import torch
 from smarttrim_cli.engine import validation
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.scores import score_summary
-from smarttrim_cli.engine.stopping import Stopped
+from smarttrim_cli.engine.stopping import Stopped, Stopping
 from smarttrim_cli.engine.trainer import Trainer
 from smarttrim_cli.errors import UserError
 from tests.engine.tiny_run import Recorder, metrics, recipe_file, tiny_recipe, tree
@@ -333,6 +333,19 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(Stopped):
         finetune(tiny_recipe(tmp_path, *STEPS))
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_handler_that_python_cannot_put_back_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was not installed from Python, as where a program embeds it, reads as None."""
+    known = signal.getsignal
+    monkeypatch.setattr(
+        signal, "getsignal", lambda number: None if number == signal.SIGTERM else known(number)
+    )
+    trainer: Any = None
+    before = known(signal.SIGTERM), known(signal.SIGINT)
+    with Stopping(trainer).listening():
+        assert known(signal.SIGTERM) is before[0] and known(signal.SIGINT) is not before[1]
+    assert (known(signal.SIGTERM), known(signal.SIGINT)) == before
 
 
 def test_run_that_has_ended_without_a_checkpoint_is_not_trained_anew(tmp_path: Path) -> None:
