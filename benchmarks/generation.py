@@ -175,7 +175,15 @@ def contenders(case: Case, steps: int, tiny: bool, device: torch.device) -> dict
 
 def measure(case: Case, steps: int, rounds: int, tiny: bool, device: torch.device) -> dict[str, Any]:
     """Times of all contenders of a case."""
-    entered = contenders(case, steps, tiny, device)
+    with torch.no_grad():  # weights made in inference mode would be laid out anew at every call
+        entered = contenders(case, steps, tiny, device)
+    return _measured(case, steps, rounds, entered, device)
+
+
+@torch.inference_mode()
+def _measured(
+    case: Case, steps: int, rounds: int, entered: dict[str, Contender], device: torch.device
+) -> dict[str, Any]:
     texts = {name: contender.write(steps).tolist() for name, contender in entered.items()}  # and warm up
     times: dict[str, list[Times]] = {name: [] for name in entered}
     for _ in range(rounds):
@@ -281,8 +289,7 @@ def main(argv: list[str] | None = None) -> None:
         "cases": [],
     }
     for case in dict.fromkeys(cases):
-        with torch.inference_mode():
-            found = measure(case, options.new_tokens, options.rounds, options.quick, device)
+        found = measure(case, options.new_tokens, options.rounds, options.quick, device)
         print(*table_of(found), "", sep="\n", flush=True)
         result["cases"].append(rounded(found))
         write_json(options.output, result)
