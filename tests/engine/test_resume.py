@@ -292,14 +292,16 @@ SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 
 @pytest.fixture
-def _heeds_hangups() -> Iterator[None]:
-    """Also where the tests run under nohup, which a training respects."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def _heeds_signals() -> Iterator[None]:
+    """Also where the tests run under nohup or in a script's background, which a training respects."""
+    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("_heeds_hangups")
+@pytest.mark.usefixtures("_heeds_signals")
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_ends_training_with_a_checkpoint(
     name: str, uninterrupted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -335,6 +337,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+@pytest.mark.usefixtures("_heeds_signals")
 def test_a_handler_that_python_cannot_put_back_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was not installed from Python, as where a program embeds it, reads as None."""
     known = signal.getsignal
