@@ -81,9 +81,10 @@ class Recorder(SilentReporter):
 
 
 def recipe_file(folder: Path) -> Path:
-    """The tiny recipe as a file."""
-    path = folder / "tiny.yaml"
-    path.write_text(RECIPE, encoding="utf-8")
+    """The tiny recipe as a file; never seen half written, since processes of a test may all write it."""
+    path, whole = folder / "tiny.yaml", folder / f"tiny.yaml.{os.getpid()}"
+    whole.write_text(RECIPE, encoding="utf-8")
+    whole.replace(path)
     return path
 
 
