@@ -141,8 +141,9 @@ finetune(tiny_recipe(folder, *settings), resume=str(folder / "run/checkpoints/st
 
 
 def launched(*arguments: str, where: Path) -> str:
-    """What two processes say on standard output."""
+    """What two processes say on standard output: each into a file of its own, so that no lines mix."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launch += ["--redirects=1", f"--log-dir={where / 'said'}"]
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*launch, *arguments],
@@ -154,7 +155,9 @@ def launched(*arguments: str, where: Path) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    said = sorted((where / "said").rglob("stdout.log"))
+    assert len(said) == 2
+    return "".join(path.read_text(encoding="utf-8") for path in said)
 
 
 BAD_SAMPLE = ["another process could not load its samples", "an image is damaged"]
