@@ -20,7 +20,21 @@ from typing import Any
 from smarttrim_cli.errors import UserError
 
 KINDS = ("backbones", "tasks", "trimmers", "data")
+MEMBERS = {
+    "backbones": ("FORMS", "PREPROCESS", "fit_to_tokenizer", "build"),
+    "tasks": ("FORM", "build"),
+    "trimmers": ("SCORES", "build"),
+    "data": ("TASKS", "read", "splits"),
+}
+"""What a plug-in of a kind has beside its ``Options``."""
+
 _SINGULAR = {"backbones": "backbone", "tasks": "task", "trimmers": "trimmer", "data": "data set"}
+
+
+_outside: set[str] = set()
+"""Packages that plug-ins were loaded from; of those without a package the modules."""
+
+_GUIDES = "see the guides in docs/ on adding a plug-in"
 
 
 class PluginError(UserError, ValueError):
@@ -57,18 +71,33 @@ def names(kind: str) -> list[str]:
     )
 
 
-def load(kind: str, name: str) -> Any:
+def is_outside(name: str) -> bool:
+    """Whether a name is that of code outside this package."""
+    return "." in name or ":" in name
+
+
+def is_of_a_plugin(module: str) -> bool:
+    """Whether a module is that of a plug-in from outside this package, or stands beside one."""
+    return any(module == package or module.startswith(f"{package}.") for package in _outside)
+
+
+def load(kind: str, name: str, whole: bool = False) -> Any:
     """The plug-in of a kind: its module, or the object that ``package.module:Class`` names.
 
     Args:
         kind: A sub-package: one of ``KINDS``.
         name: The module's name in that sub-package; or ``package.module[:Class]`` for code outside.
+        whole: Refuse one without all of ``MEMBERS``; else its ``Options`` are enough.
 
     Raises:
-        PluginError: There is no such plug-in, or it cannot be imported.
+        PluginError: There is no such plug-in, it cannot be imported, or it lacks something.
     """
-    if "." in name or ":" in name:
-        return _load_outside(kind, name)
+    if is_outside(name):
+        found = _load_outside(kind, name)
+        lacking = [member for member in MEMBERS[kind] if whole and not hasattr(found, member)]
+        if lacking:
+            raise PluginError(f"{_SINGULAR[kind]} {name!r} has no {', '.join(lacking)}", hint=_GUIDES)
+        return found
     if name not in names(kind):
         nearest = did_you_mean(name, names(kind))
         question = f"; did you mean {nearest}?" if nearest else ""
@@ -130,6 +159,7 @@ def _load_outside(kind: str, name: str) -> Any:
         )
     try:
         found = importlib.import_module(module_name)
+        _outside.add(module_name.rpartition(".")[0] or module_name)
     except (ImportError, ValueError) as error:
         raise PluginError(
             f"cannot import {_SINGULAR[kind]} {name!r}: {error}",
@@ -144,8 +174,7 @@ def _load_outside(kind: str, name: str) -> Any:
         raise PluginError(f"{_SINGULAR[kind]} {name!r}: module {module_name} has no {attribute}")
     found = getattr(found, attribute) if attribute else found
     if not hasattr(found, "Options"):
-        raise PluginError(
-            f"{_SINGULAR[kind]} {name!r} has no Options class",
-            hint="see the guides in docs/ on adding a plug-in",
-        )
+        raise PluginError(f"{_SINGULAR[kind]} {name!r} has no Options class", hint=_GUIDES)
+    if not hasattr(found.Options, "model_validate"):
+        raise PluginError(f"Options of {_SINGULAR[kind]} {name!r} is no pydantic model", hint=_GUIDES)
     return found

@@ -50,6 +50,21 @@ def test_outside_code_that_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         registry.load("data", "broken_plugin:Reader")
 
 
+def test_outside_code_that_lacks_something() -> None:
+    name = "tests.recipe.example_plugins:Task"
+    assert registry.load("tasks", name) is example_plugins.Task  # its options are enough for a recipe
+    with pytest.raises(registry.PluginError, match="task .* has no FORM, build"):
+        registry.load("tasks", name, whole=True)
+    with pytest.raises(registry.PluginError, match="Options of task .* is no pydantic model"):
+        registry.load("tasks", "tests.recipe.example_plugins:WithPlainOptions")
+
+
+def test_members_are_those_of_our_own_plug_ins() -> None:
+    for kind, members in registry.MEMBERS.items():
+        for name in registry.names(kind):
+            assert all(hasattr(registry.load(kind, name), member) for member in members), (kind, name)
+
+
 def test_options_of_a_section() -> None:
     options = registry.options("trimmers", {"name": "tests.recipe.example_plugins:Trimmer", "hidden_dim": 8})
     assert options.hidden_dim == 8

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 import smarttrim_cli
+from smarttrim_cli import registry
 from smarttrim_cli.cli.console import Console
 from smarttrim_cli.errors import SmartTrimError, UserError
 
@@ -158,8 +159,28 @@ def _describe_exception(error: Exception) -> tuple[str, int]:
         return f"failed: there is not enough memory\n  {_LESS_MEMORY} ({text[:120]})", 1
     if _has_lost_another(error, text):
         return f"failed: another process of this run has ended; what it said tells why ({text[:120]})", 1
+    place = _place_in_a_plugin(error)
+    if place is not None:
+        return (
+            f"error: {place}: {type(error).__name__}: {text}\n  with --debug the command shows the traceback",
+            2,
+        )
     message = f"internal error: {type(error).__name__}: {text}"
     return f"{message}\n  please report this; with --debug the command shows the traceback", 1
+
+
+def _place_in_a_plugin(error: Exception) -> str | None:
+    """Where in a plug-in of the user's own an error was met, or whose plug-in lacks what was asked for."""
+    steps = traceback.walk_tb(error.__traceback__)
+    own = [
+        f"{frame.f_code.co_filename}, line {line}"
+        for frame, line in steps
+        if registry.is_of_a_plugin(str(frame.f_globals.get("__name__")))
+    ]
+    if own:
+        return own[-1]
+    lacking = type(getattr(error, "obj", None))  # of an AttributeError
+    return f"plug-in {lacking.__module__}" if registry.is_of_a_plugin(lacking.__module__) else None
 
 
 def _of_the_system(error: BaseException | None) -> OSError | None:

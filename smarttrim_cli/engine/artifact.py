@@ -198,7 +198,12 @@ def trimmers_for(backbone: Any, config: TrimmerConfig) -> dict[str, Trimmer]:
     def builder(section: dict[str, Any] | None, scores: str) -> Any:
         if section is None:
             return None
-        plugin = registry.load("trimmers", section["name"])
+        plugin = registry.load("trimmers", section["name"], whole=True)
+        if plugin.SCORES not in ("token", "head"):
+            raise UserError(
+                f"trimmer {section['name']!r}: SCORES is {plugin.SCORES!r}, not 'token' or 'head'",
+                where="pruning",
+            )
         if scores != plugin.SCORES:
             raise UserError(
                 f"trimmer {section['name']!r} scores {plugin.SCORES}s, not {scores}s", where="pruning"
@@ -206,7 +211,14 @@ def trimmers_for(backbone: Any, config: TrimmerConfig) -> dict[str, Trimmer]:
         options = registry.options("trimmers", section)
 
         def build(site: SiteInfo) -> Trimmer | None:
-            return plugin.build(options, site)
+            trimmer = plugin.build(options, site)
+            if not isinstance(trimmer, Trimmer | None):
+                raise UserError(
+                    f"trimmer {section['name']!r}: build gives {type(trimmer).__name__}, not a Trimmer",
+                    where=site.name,
+                    hint="extend smarttrim_cli.trimmers.base.Trimmer",
+                )
+            return trimmer
 
         return build
 
@@ -342,7 +354,7 @@ def as_described(where: str) -> Iterator[None]:
 def build_backbone(section: Mapping[str, Any], form: Form) -> nn.Module:
     """A backbone from its recipe section, with random weights, in the form that a task needs."""
     options = registry.options("backbones", section)
-    return registry.load("backbones", section["name"]).build(options, form)
+    return registry.load("backbones", section["name"], whole=True).build(options, form)
 
 
 def build_task(section: Mapping[str, Any], backbone: str, log: Any) -> Task:
@@ -351,8 +363,8 @@ def build_task(section: Mapping[str, Any], backbone: str, log: Any) -> Task:
     Raises:
         UserError: The backbone has no form for the task.
     """
-    plugin = registry.load("tasks", section["name"])
-    forms = registry.load("backbones", backbone).FORMS
+    plugin = registry.load("tasks", section["name"], whole=True)
+    forms = registry.load("backbones", backbone, whole=True).FORMS
     if plugin.FORM not in forms:
         raise UserError(
             f"backbone {backbone} has no form for task {section['name']!r}",

@@ -20,6 +20,7 @@ from smarttrim_cli.engine.artifact import (
     build_task,
     trimmers_for,
 )
+from smarttrim_cli.engine.plugin_checks import refuse_incomplete_task, refuse_odd_trimmers
 from smarttrim_cli.engine.starting import FOLDER, Start, backbone_section, load_start, start_of
 from smarttrim_cli.engine.student import apart, student_of
 from smarttrim_cli.errors import UserError
@@ -47,6 +48,7 @@ def build(recipe: Recipe, log: Any) -> Bundle:
     start = start_of(recipe)
     torch.manual_seed(recipe.seed)
     task = build_task(section_of(recipe.task), recipe.backbone.name, log)
+    refuse_incomplete_task(task, recipe.task.name)
     task.prepare_labels(start.labels_folder(task.form_name))
     section, keep = apart(backbone_section(section_of(recipe.backbone), start), start)
     processor = _processor(section, start, task)
@@ -65,11 +67,13 @@ def build(recipe: Recipe, log: Any) -> Bundle:
     if keep:
         section, backbone = student_of(section, keep, backbone)
     model = attach(recipe, backbone)
+    trimmers = trimmer_config(recipe.pruning)
+    refuse_odd_trimmers(model, {"token": trimmers.token, "head": trimmers.head})
     config = {
         "backbone": section,
         "task": section_of(recipe.task),
         "form": form.to_dict(),
-        "trimmers": vars(trimmer_config(recipe.pruning)),
+        "trimmers": vars(trimmers),
     }
     return Bundle(model, task, processor, config)
 

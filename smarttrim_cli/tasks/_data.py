@@ -77,7 +77,7 @@ class SplitReader:
     @property
     def plugin(self) -> Any:
         """The data set's module; not kept, since a module cannot be pickled."""
-        return registry.load("data", self.plugin_name)
+        return registry.load("data", self.plugin_name, whole=True)
 
     def name(self, role: str) -> str:
         """The split for a role; names that are no role are splits themselves."""

@@ -12,6 +12,7 @@ import torch.distributed
 from typer.testing import CliRunner
 
 import smarttrim_cli
+from smarttrim_cli import registry
 from smarttrim_cli.cli.app import app
 from smarttrim_cli.cli.console import Console
 from smarttrim_cli.engine.stopping import Stopped
@@ -99,6 +100,26 @@ def test_errors(fake_engine: Install, error: BaseException, code: int, message: 
     assert result.stderr.startswith(message)
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def test_an_error_in_a_plug_in_is_not_ours(
+    fake_engine: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place is said; where it lacks what is asked of it, the plug-in."""
+    file = tmp_path / "plugin_with_a_mistake.py"
+    code = "class Options:\n    model_validate = None\n\ndef build():\n    import json\n    json.loads('{')\n"
+    file.write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugin = registry.load("tasks", "plugin_with_a_mistake:")
+    fake_engine("summary", lambda *_, **__: plugin.build())
+    result = run("summary")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {file}, line 6: JSONDecodeError: Expecting property name")
+    assert "report" not in result.stderr and "Traceback" not in result.stderr
+    fake_engine("summary", lambda *_, **__: plugin.Options().answer)
+    result = run("summary")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: plug-in plugin_with_a_mistake: AttributeError: 'Options' object")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps a folder that is worked in")

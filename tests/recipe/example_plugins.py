@@ -39,3 +39,8 @@ class Trimmer:
 
 class NotAPlugin:
     pass
+
+
+class WithPlainOptions:
+    class Options:
+        pass
