@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ import torch
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.cost import instance_macs
 from smarttrim_cli.pruning.model import TrimmedModel
+
+_USUAL, _FURTHEST = 2.0**6, 2.0**18
+"""Logits hardly ever lie beyond the first; the second is below what trimmers give to what is always kept."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +72,20 @@ def calibrate(
             "no instance of the calibration split can be used: their images are broken",
             where="pruning.calibrate.split",
         )
-    low, high = -1.0, 1.0
-    while low > -64 and _at(model, batches, low) > target:
-        low *= 2
-    while high < 64 and _at(model, batches, high) < target:
-        high *= 2
-    best, speedup, below = high, _at(model, batches, high), 0.0
+
+    @cache
+    def at(threshold: float) -> float:
+        with model.at_threshold(threshold):
+            return measured_speedup(model, batches)
+
+    low = _bound(-1.0, lambda threshold: at(threshold) <= target)
+    high = _bound(1.0, lambda threshold: at(threshold) >= target)
+    best, speedup, below = high, at(high), 0.0
     for _ in range(rounds):
         if 0 <= speedup / target - 1 <= tolerance:
             break
         middle = (low + high) / 2
-        at_middle = _at(model, batches, middle)
+        at_middle = at(middle)
         if at_middle < target:
             low, below = middle, at_middle
         else:
@@ -89,6 +96,17 @@ def calibrate(
     return Calibration(best, speedup, target, abs(speedup / target - 1) <= tolerance)
 
 
-def _at(model: TrimmedModel, batches: list[Any], threshold: float) -> float:
-    with model.at_threshold(threshold):
-        return measured_speedup(model, batches)
+def _bound(first: float, is_one: Callable[[float], bool]) -> float:
+    """The first of growing thresholds that bounds the search; that of usual logits, where none does.
+
+    Args:
+        first: Where to begin; its sign says which bound it is.
+        is_one: Whether the target lies on the other side of a threshold.
+    """
+    bound = first
+    while abs(bound) < _USUAL and not is_one(bound):
+        bound *= 2
+    if not is_one(bound) and is_one(_FURTHEST * first):  # scores of another scale than logits
+        while not is_one(bound):
+            bound *= 2
+    return bound

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from smarttrim_cli.pruning.calibrate import calibrate, measured_speedup
 from smarttrim_cli.pruning.cost import instance_macs
@@ -51,6 +53,29 @@ def test_what_is_measured_is_the_ratio_of_sums_in_packed_mode() -> None:
             trimmed_B, full_B = instance_macs(model, log)
             trimmed, full = trimmed + trimmed_B.sum().item(), full + full_B.sum().item()
     assert measured_speedup(model, batches) == pytest.approx(full / trimmed, rel=1e-3)
+
+
+class Scaled(nn.Module):
+    """A trimmer whose scores are no logits: of another scale, or far from 0."""
+
+    def __init__(self, real: Any, scale: float, shift: float) -> None:
+        super().__init__()
+        self.real, self.scale, self.shift = real, scale, shift
+        self.relative = self.rewrites = self.draws = self.static = False
+        self.fixed_macs, self.token_macs, self.pair_macs = real.fixed_macs, real.token_macs, real.pair_macs
+
+    def forward(self, *arguments: Any) -> torch.Tensor:
+        return self.scale * self.real(*arguments) + self.shift
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e4, 0.0), (1.0, 300.0), (1.0, -300.0)])
+def test_scores_of_any_scale(scale: float, shift: float) -> None:
+    model, batches = model_and_batches(("cross_modal", "global_head"))
+    scaled = {name: Scaled(trimmer, scale, shift) for name, trimmer in model.sites.items()}
+    result = calibrate(TrimmedModel(model.backbone, scaled).eval(), batches[:2], 1.5, tolerance=0.02)
+    assert result.reached and 1.5 <= result.speedup <= 1.53
+    threshold = result.threshold / scale - shift / scale
+    assert -64 < threshold < 64 < abs(result.threshold)
 
 
 def test_a_budget_out_of_reach_is_reported() -> None:
