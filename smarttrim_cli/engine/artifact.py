@@ -25,7 +25,7 @@ import smarttrim_cli
 from smarttrim_cli import registry
 from smarttrim_cli.data.files import read_json, shown
 from smarttrim_cli.data.processor import PREPROCESSING, Processor
-from smarttrim_cli.engine.files import write_json
+from smarttrim_cli.engine.files import identity, write_json
 from smarttrim_cli.errors import SmartTrimError, UserError, some
 from smarttrim_cli.forms import Form
 from smarttrim_cli.pruning.model import TrimmedModel, build_trimmers
@@ -262,6 +262,7 @@ def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log:
     Raises:
         UserError: Something is missing, damaged or does not fit.
     """
+    before = identity(folder / CONFIG)
     config = read_config(folder)
     section = dict(task_options) if task_options is not None else config["task"]
     form = Form.from_dict(config["form"])
@@ -298,6 +299,9 @@ def load_model(folder: Path, task_options: Mapping[str, Any] | None = None, log:
         )
     processor = Processor.load(folder)
     _refuse_other_sizes(processor, config["backbone"], backbone, folder / PREPROCESSING)
+    if identity(folder / CONFIG) != before:  # its files may be of two models
+        hint = "run the command again"
+        raise UserError("the model was replaced while it was read", where=str(folder), hint=hint)
     return Bundle(model, task, processor, {**config, "task": section, "form": as_stored.to_dict()})
 
 

@@ -87,6 +87,7 @@ def evaluate(
     if not share.first:
         reporter = SilentReporter()
     warn_of_unused(overrides, reporter)
+    model = run.model_identity()
     bundle = load_model(run.model, section_of(recipe.task), reporter.message)
     if getattr(bundle.task, "two_stage", False):  # every text with every image: there are no parts
         if not share.first:
@@ -111,6 +112,7 @@ def evaluate(
     _warn(report, results, reporter)
     if stored:  # before files and baselines, which may fail
         with run.storing(reporter):
+            run.refuse_other_model(model)
             run.merge_summary(report, lambda summary: _of_others(summary, report))
     _write(bundle.task, results, predictions_out, submission_out)
     for baseline in baselines:
@@ -119,6 +121,7 @@ def evaluate(
         )
     if stored and baselines:
         with run.storing(reporter):
+            run.refuse_other_model(model)
             run.merge_summary(report)
     return report | {"recipe": resolved_dict(recipe)}
 

@@ -84,6 +84,7 @@ def export(
     run = require_model(subject, target)
     _refuse_loss(out, run.model)
     warn_of_unused(overrides, reporter)
+    read = run.model_identity()
     bundle = load_model(run.model, section_of(subject.recipe.task), reporter.message)
     with new_folder(out) as folder:
         save_model(folder, bundle)
@@ -100,6 +101,9 @@ def export(
                 f"the exported model differs from its source by {difference:.2e}", where=str(out)
             )
         files = sorted(path.name for path in folder.iterdir())
+        run.refuse_other_model(read)
+        _refuse_taken(out, overwrite)  # again: another process may have written there meanwhile
+        _refuse_loss(out, run.model)
     reporter.message(f"reloaded and compared on {compared} instances: largest difference {difference:.1e}")
     result = {
         "path": str(out),

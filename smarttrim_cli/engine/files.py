@@ -109,6 +109,33 @@ def _problem_of(place: Path, is_itself: bool) -> str | None:
     return None
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another that takes its place; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size  # numbers of inodes change on some network file systems
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """While a file of a folder is read and written anew: other processes that do so wait, if they can."""
+    try:
+        import fcntl
+
+        opened = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows; a folder that is not there, which writing makes
+        yield
+        return
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears under its name only when the block ends well; an older one is replaced.

@@ -97,6 +97,7 @@ def profile(
         Run(Path(sparsity_from)).summary()  # a damaged one is no surprise at the end
     model, data, run = _subject_model(subject, target, random_weights, kept, num_instances, size, reporter)
     stored = run if single_instance and not overrides else None
+    read = None if run is None else run.model_identity()
     if stored is not None:
         stored.summary()
     if kept is not None and run is not None:
@@ -117,6 +118,7 @@ def profile(
     report["recipe"] = target or subject.recipe.output_dir
     if stored is not None:
         with stored.storing(reporter):
+            stored.refuse_other_model(read)
             stored.merge_summary(for_summary(report, stored.summary()))
     if sparsity_from is not None and single_instance:
         other = Run(Path(sparsity_from))

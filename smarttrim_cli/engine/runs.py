@@ -26,7 +26,9 @@ from filelock import FileLock, Timeout
 
 from smarttrim_cli.data.files import read_json
 from smarttrim_cli.engine.files import (
+    alone_in,
     finite,
+    identity,
     is_number,
     mend_folder,
     remove,
@@ -157,6 +159,26 @@ class Run:
         """Remove the model with the best score."""
         remove(self.path / "best")
 
+    def model_identity(self) -> tuple[int, int] | None:
+        """What tells the final model from one that takes its place; None if there is none."""
+        return identity(self.model / "config.json")
+
+    def refuse_other_model(self, before: tuple[int, int] | None) -> None:
+        """Refuse to take results of a model for those of another.
+
+        Args:
+            before: Of :meth:`model_identity`, when the model was read.
+
+        Raises:
+            UserError: Meanwhile a training has replaced or removed it.
+        """
+        if self.model_identity() != before:
+            raise UserError(
+                "the model was replaced meanwhile: another process trains there",
+                where=str(self.path),
+                hint="run the command again when the training has ended",
+            )
+
     def recipe(self, overrides: Sequence[str] = ()) -> Recipe:
         """The stored recipe, with overrides."""
         return load_recipe(self.recipe_file, overrides)
@@ -240,13 +262,14 @@ class Run:
             result: What is added.
             kept: What of the summary so far stays; all of it by default.
         """
-        summary = kept(self.summary())
-        for key, value in result.items():
-            if isinstance(value, dict) and isinstance(summary.get(key), dict):
-                summary[key] = {**summary[key], **value}
-            else:
-                summary[key] = value
-        write_json(self.summary_file, summary)
+        with alone_in(self.path):  # an evaluation and a profile may end at once
+            summary = kept(self.summary())
+            for key, value in result.items():
+                if isinstance(value, dict) and isinstance(summary.get(key), dict):
+                    summary[key] = {**summary[key], **value}
+                else:
+                    summary[key] = value
+            write_json(self.summary_file, summary)
 
 
 def _is_logged(record: Any) -> bool:

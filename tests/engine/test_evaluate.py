@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from smarttrim_cli.engine import evaluate as evaluate_module
 from smarttrim_cli.engine.artifact import load_model
 from smarttrim_cli.engine.compare import compare
 from smarttrim_cli.engine.evaluate import evaluate
@@ -293,6 +294,27 @@ def test_results_that_cannot_be_stored_are_returned(
     assert evaluate(str(tmp_path / "run"), reporter=reporter)["trimmed"] == report["trimmed"]
     text = f"the results are not stored in {tmp_path / 'run/summary.json'}: No space left on device"
     assert text in reporter.warnings
+
+
+def test_results_of_a_model_that_was_replaced_meanwhile_are_not_stored(
+    evaluated: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `finetune --overwrite` in another process: they would stand in the summary of its model."""
+    report, folder = evaluated
+    shutil.copytree(folder / "run", tmp_path / "run")
+    real = evaluate_module._predictions
+
+    def slow(*arguments: Any) -> Any:
+        shutil.rmtree(tmp_path / "run/model")
+        shutil.copytree(folder / "run/model", tmp_path / "run/model", copy_function=shutil.copyfile)
+        (tmp_path / "run/summary.json").write_text("{}", encoding="utf-8")
+        return real(*arguments)
+
+    monkeypatch.setattr(evaluate_module, "_predictions", slow)
+    reporter = Recorder()
+    assert evaluate(str(tmp_path / "run"), reporter=reporter)["trimmed"] == report["trimmed"]
+    assert any("not stored" in text and "replaced meanwhile" in text for text in reporter.warnings)
+    assert (tmp_path / "run/summary.json").read_text(encoding="utf-8") == "{}"
 
 
 def test_overrides_of_training_are_said_to_have_no_effect(evaluated: tuple[dict[str, Any], Path]) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from PIL import Image
 
 import smarttrim_cli
 from smarttrim_cli import registry
+from smarttrim_cli.engine import artifact
+from smarttrim_cli.engine import export as export_module
 from smarttrim_cli.engine.artifact import build_backbone, load_into, load_model, load_trimmers, read_tensors
 from smarttrim_cli.engine.card import _needed, call_of
 from smarttrim_cli.engine.compare import compare
 from smarttrim_cli.engine.evaluate import evaluate
 from smarttrim_cli.engine.export import _refuse_loss, export
+from smarttrim_cli.engine.files import write_text
 from smarttrim_cli.engine.finetune import finetune
 from smarttrim_cli.engine.profile import profile
 from smarttrim_cli.engine.summary import summary
@@ -236,6 +240,68 @@ def test_taken_folder_is_refused(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "old/stray").unlink()
     export(run, out=tmp_path / "old", overwrite=True)
     assert tree(tmp_path / "old").keys() == before.keys()
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], Any]) -> None:
+    """Something that another process does while an export compares its models."""
+    real = export_module._compare
+
+    def slow(*arguments: Any) -> Any:
+        result = real(*arguments)
+        monkeypatch.undo()
+        happens()
+        return result
+
+    monkeypatch.setattr(export_module, "_compare", slow)
+
+
+@pytest.mark.parametrize(
+    ("name", "overwrite", "message"),
+    [("README.md", False, "exists already"), ("thesis.tex", True, "holds other things than a model")],
+)
+def test_what_another_process_wrote_meanwhile_stays(
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    overwrite: bool,
+    message: str,
+) -> None:
+    def other() -> None:
+        shutil.copytree(exported / "exported", tmp_path / "out")
+        (tmp_path / "out" / name).write_text("of another model", encoding="utf-8")
+
+    meanwhile(monkeypatch, other)
+    with pytest.raises(UserError, match=message):
+        export(str(exported / "run"), out=tmp_path / "out", overwrite=overwrite)
+    assert (tmp_path / "out" / name).read_text(encoding="utf-8") == "of another model"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_that_is_trained_anew_meanwhile(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its recipe and results would be those of another model."""
+    shutil.copytree(exported / "run", tmp_path / "run")
+    meanwhile(monkeypatch, lambda: shutil.rmtree(tmp_path / "run/model"))
+    with pytest.raises(UserError, match="the model was replaced meanwhile") as caught:
+        export(str(tmp_path / "run"), out=tmp_path / "out")
+    assert caught.value.exit_code == 2 and not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_replaced_while_it_is_read(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(exported / "exported", tmp_path / "model")
+    real = artifact.read_tensors
+
+    def slow(path: Path) -> Any:
+        write_text(tmp_path / "model/config.json", (tmp_path / "model/config.json").read_text())
+        return real(path)
+
+    monkeypatch.setattr(artifact, "read_tensors", slow)
+    with pytest.raises(UserError, match="the model was replaced while it was read"):
+        load_model(tmp_path / "model", log=lambda text: None)
 
 
 def test_what_only_an_older_export_wrote_goes(exported: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,28 @@ def test_a_run_that_began_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="there is a run in this directory already"):
         finetune(recipe)
     assert (tmp_path / "run/model/config.json").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot lock a folder")
+def test_results_of_two_commands_that_end_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None writes the summary while another, which has read it, is about to."""
+    import fcntl
+
+    run, taken = Run(tmp_path), []
+
+    def write(path: Path, content: Any) -> None:
+        with pytest.raises(BlockingIOError):
+            other = os.open(tmp_path, os.O_RDONLY)
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other)
+        taken.append(content)
+
+    monkeypatch.setattr("smarttrim_cli.engine.runs.write_json", write)
+    run.merge_summary({"steps": 1})
+    assert taken == [{"steps": 1}]
+    monkeypatch.undo()
+    run.merge_summary({"steps": 2})
+    assert run.summary() == {"steps": 2} and [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 
 def test_resume_or_overwrite(tmp_path: Path) -> None:
