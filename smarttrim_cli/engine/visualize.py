@@ -100,6 +100,8 @@ def visualize(
     reporter = reporter or SilentReporter()
     subject = find_subject(target, overrides)
     run = require_model(subject, target)
+    if out is None:
+        check_writable(run.figures, "pictures in", folder=True)
     warn_of_unused(overrides, reporter)
     picture = None if image is None else _open(Path(image))
     bundle = load_model(run.model, section_of(subject.recipe.task), reporter.message)

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from smarttrim_cli.data.scenes import read_truth
+from smarttrim_cli.engine import visualize as visualize_module
 from smarttrim_cli.engine.artifact import Bundle, load_model, save_model
 from smarttrim_cli.engine.build import build
 from smarttrim_cli.engine.figures.canvas import Canvas
@@ -321,3 +322,14 @@ def test_the_view_is_what_the_model_sees(make_run: Callable[..., Run]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3)).astype(np.uint8)
     view = model_view(processor.preprocess(Image.fromarray(pixels)), processor.preprocess)
     assert (view == pixels).all()
+
+
+def test_a_run_that_takes_no_pictures_is_said_before_the_work(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    run.figures.write_text("mine", encoding="utf-8")
+    monkeypatch.setattr(visualize_module, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(UserError, match="is a file, not a directory") as caught:
+        visualize(str(run.path))
+    assert caught.value.where == f"pictures in {run.figures}"
