@@ -18,6 +18,7 @@ from smarttrim_cli.engine.ending import finish
 from smarttrim_cli.engine.files import check_writable
 from smarttrim_cli.engine.plan import describe_plan
 from smarttrim_cli.engine.plan import plan as plan_without_data
+from smarttrim_cli.engine.plugin_checks import refuse_odd_task
 from smarttrim_cli.engine.report import Reporter, SilentReporter
 from smarttrim_cli.engine.resume import checkpoint_to_resume, refuse_other_recipe
 from smarttrim_cli.engine.runs import Run, is_run
@@ -146,6 +147,7 @@ def _open_splits(recipe: Recipe, bundle: Bundle) -> None:
         bundle.task.dataset(bundle.task.split_name(role), bundle.processor)
     if not any(map(is_labelled, bundle.task.samples(bundle.task.split_name("eval")))):
         raise without_references(bundle.task)
+    refuse_odd_task(bundle, recipe.task.name)
 
 
 def _refuse_taken(run: Run, resume: str | None, overwrite: bool) -> None:

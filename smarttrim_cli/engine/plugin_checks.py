@@ -1,4 +1,4 @@
-"""Plug-ins from outside the package, looked at before the work: what they lack, and what their trimmers give.
+"""Plug-ins from outside the package, looked at before the work: what they lack, and what they give.
 
 What is wrong in them would else be met amid a training, by whoever uses it, as if it were a mistake of ours.
 """
@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from smarttrim_cli import registry
-from smarttrim_cli.engine.artifact import as_described
+from smarttrim_cli.engine.artifact import Bundle, as_described
+from smarttrim_cli.engine.files import is_number
 from smarttrim_cli.errors import UserError, some
 from smarttrim_cli.pruning.model import TrimmedModel, site_info
+from smarttrim_cli.pruning.objective import StatefulLoss
 from smarttrim_cli.pruning.sites import TOKEN, Site
-from smarttrim_cli.tasks.base import Task
+from smarttrim_cli.tasks.base import Batch, Task
 
 _COSTS = ("fixed_macs", "token_macs", "pair_macs")
+_RECORD = ("id", "type", "question", "prediction", "reference", "score")
 _TEXT_TOKENS, _INSTANCES = 5, 2
 
 
@@ -45,6 +48,82 @@ def lacking(task: Any) -> list[str]:
     """Members of a task that are not there; none is asked for, since a property may not be ready yet."""
     members = {*Task.__annotations__, *(name for name in vars(Task) if not name.startswith("_"))}
     return [name for name in sorted(members) if inspect.getattr_static(task, name, None) is None]
+
+
+@torch.no_grad()
+def refuse_odd_task(bundle: Bundle, name: str) -> None:
+    """Take a task of the user's own once from samples to scores, and refuse what is of no use.
+
+    Args:
+        bundle: Ready but for its training.
+        name: Of the task.
+
+    Raises:
+        UserError: Batches, losses, predictions or scores are not what the engine works with.
+    """
+    task, model = bundle.task, bundle.model
+    if not registry.is_outside(name) or getattr(task, "two_stage", False):
+        return
+    training, where = model.training, f"task {name}"
+    with torch.random.fork_rng(devices=[]):
+        model.eval()
+        if not isinstance(task.loss, StatefulLoss):  # that needs more than a batch
+            batch = _batch_of(bundle, "train", where)
+            output = model(batch.inputs, "full").output if batch else None
+            _refuse_odd_loss(task.loss(output, batch) if batch else torch.zeros(()), where)
+        batch = _batch_of(bundle, "eval", where)
+        if batch:
+            records = task.predict(model(batch.inputs, "full").output, batch, bundle.processor)
+            _refuse_odd_records(records, len(batch), where)
+            _refuse_odd_summary(task, task.summarize(task.finish(records)), records, where)
+    model.train(training)
+
+
+def _batch_of(bundle: Bundle, role: str, where: str) -> Batch | None:
+    """A small batch of a split; None where its samples cannot be used, which is said elsewhere."""
+    task, training = bundle.task, role == "train"
+    split = task.split_name(role)
+    dataset: Any = task.dataset(split, bundle.processor, limit=_INSTANCES, training=training)
+    try:
+        items = [dataset[index] for index in range(len(dataset))]
+        batch: Any = task.collate(items, bundle.processor, training) if items else None
+    except UserError:
+        return None
+    if items and not isinstance(batch, Batch):
+        raise _odd(f"collate gives {type(batch).__name__}, not a Batch", where)
+    return batch
+
+
+def _refuse_odd_loss(loss: Any, where: str) -> None:
+    if not isinstance(loss, Tensor) or loss.dim() > 0 or not loss.is_floating_point():
+        given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise _odd(f"loss gives {given}, not a scalar tensor", where)
+
+
+def _refuse_odd_records(records: Any, count: int, where: str) -> None:
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise _odd(f"predict gives {type(records).__name__}, not a list of dicts", where)
+    if len(records) != count:
+        raise _odd(f"predict gives {len(records)} records for {count} instances", where)
+    for record in records:
+        missing = [key for key in _RECORD if key not in record]
+        if missing:
+            raise _odd(f"records of predict lack {', '.join(missing)}", where)
+        score = record["score"]
+        if score is not None and not isinstance(score, bool) and not is_number(score):
+            raise _odd(f"predict gives {score!r} as a score, not a finite number or None", where)
+
+
+def _refuse_odd_summary(task: Any, summary: Any, records: list[Any], where: str) -> None:
+    if not isinstance(summary, dict) or "count" not in summary:
+        raise _odd(f"summarize gives {type(summary).__name__}, not a dict with count", where)
+    scored = any(record["score"] is not None for record in records)
+    if scored and not is_number(summary.get(task.metric)):
+        raise _odd(f"summarize gives no number as {task.metric}, which is the task's metric", where)
+
+
+def _odd(problem: str, where: str) -> UserError:
+    return UserError(problem, where=where, hint="docs/adding_a_task.md lists the members of a task")
 
 
 def refuse_odd_trimmers(model: TrimmedModel, sections: Mapping[str, Any]) -> None:

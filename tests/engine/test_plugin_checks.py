@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from smarttrim_cli import registry
-from smarttrim_cli.engine.artifact import TrimmerConfig, trimmers_for
+from smarttrim_cli.engine.artifact import Bundle, TrimmerConfig, trimmers_for
 from smarttrim_cli.engine.build import build
-from smarttrim_cli.engine.plugin_checks import lacking, refuse_incomplete_task, refuse_odd_trimmers
+from smarttrim_cli.engine.plugin_checks import (
+    lacking,
+    refuse_incomplete_task,
+    refuse_odd_task,
+    refuse_odd_trimmers,
+)
 from smarttrim_cli.errors import UserError
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.trimmers.base import Trimmer
@@ -41,6 +48,16 @@ class Mine(Trimmer):
 def build(options, site):
     return Mine(site.width)
 """
+
+
+class OfOurs:
+    """A task of ours, with something of its own."""
+
+    def __init__(self, real: Any, **own: Any) -> None:
+        self.__dict__.update({"real": real, **own})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
 
 
 class Given(Trimmer):
@@ -159,3 +176,43 @@ def test_a_task_that_lacks_members() -> None:
 def test_the_members_asked_for_are_those_of_our_tasks(name: str, style: str) -> None:
     options = registry.options("tasks", {"name": name, "data": {"name": "jsonl", "data_dir": "nowhere"}})
     assert lacking(registry.load("tasks", name).build(options, print, style)) == []
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return build(tiny_recipe(tmp_path_factory.mktemp("task")), lambda text: None)
+
+
+def scored(score: Any) -> dict[str, Any]:
+    return {"id": 1, "type": "a", "question": "b", "prediction": "c", "reference": "d", "score": score}
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"collate": lambda *_: {}}, "collate gives dict, not a Batch"),
+        ({"loss": lambda *_: torch.ones(2)}, r"loss gives a tensor of shape \(2,\), not a scalar tensor"),
+        ({"loss": lambda *_: None}, "loss gives NoneType, not a scalar tensor"),
+        ({"predict": lambda *_: None}, "predict gives NoneType, not a list of dicts"),
+        ({"predict": lambda *_: [scored(1.0)]}, "predict gives 1 records for 2 instances"),
+        ({"predict": lambda *_: [{"id": 1}] * 2}, "lack type, question, prediction, reference, score"),
+        ({"predict": lambda *_: [scored(math.nan)] * 2}, "gives nan as a score, not a finite number or None"),
+        ({"predict": lambda *_: [scored("right")] * 2}, "gives 'right' as a score"),
+        ({"summarize": lambda *_: None}, "summarize gives NoneType, not a dict with count"),
+        ({"summarize": lambda *_: {"count": 2, "acc": 0.5}}, "summarize gives no number as accuracy"),
+    ],
+)
+def test_what_a_task_gives(bundle: Bundle, own: dict[str, Any], message: str) -> None:
+    odd = replace(bundle, task=OfOurs(bundle.task, **own))
+    with pytest.raises(UserError, match=message) as caught:
+        refuse_odd_task(odd, OWN)
+    assert caught.value.where == "task my_package.mine"
+    refuse_odd_task(odd, "vqa")  # ours are held by tests
+
+
+def test_a_task_that_is_well(bundle: Bundle) -> None:
+    before = torch.get_rng_state()
+    refuse_odd_task(bundle, OWN)
+    assert torch.equal(torch.get_rng_state(), before)
+    unscored = {"predict": lambda *_: [scored(None)] * 2, "summarize": lambda *_: {"count": 2}}
+    refuse_odd_task(replace(bundle, task=OfOurs(bundle.task, **unscored)), OWN)
