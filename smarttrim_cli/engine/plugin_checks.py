@@ -147,15 +147,16 @@ def refuse_odd_trimmers(model: TrimmedModel, sections: Mapping[str, Any]) -> Non
     inputs = model.backbone.example_inputs(_TEXT_TOKENS, batch=_INSTANCES)
     inputs = {key: value.to(model.threshold.device) for key, value in inputs.items()}
     training = model.training
-    with _looked_at(model, own), as_described("pruning"), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with _looked_at(model, own), torch.random.fork_rng(devices=[]), torch.no_grad():
         model.eval()(inputs, "packed", instance_ids=torch.arange(_INSTANCES))
     model.train(training)
 
 
 @contextmanager
 def _looked_at(model: TrimmedModel, own: Mapping[str, str]) -> Iterator[None]:
-    """While the model runs: what trimmers give has to be scores."""
+    """While the model runs: what trimmers give has to be scores, and what fails in one is said to be its."""
     hooks = []
+    begun = ["pruning"]
     for site, plugin in own.items():
         trimmer, where = model.sites[site], f"trimmer {plugin} at {site}"
         heads = None if _kind(site) == "token" else site_info(model.architecture, Site.parse(site)).heads
@@ -163,13 +164,26 @@ def _looked_at(model: TrimmedModel, own: Mapping[str, str]) -> Iterator[None]:
         def look(_: Any, given: Any, scores: Any, heads: int | None = heads, where: str = where) -> None:
             shape = given[0].tokens.shape[:2] if heads is None else (len(given[0]), heads)
             _refuse_odd_scores(scores, tuple(shape), where)
+            begun.append("pruning")
 
+        hooks.append(trimmer.register_forward_pre_hook(lambda *_, where=where: begun.append(where)))
         hooks.append(trimmer.register_forward_hook(look))
     try:
-        yield
+        with _named(begun):
+            yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def _named(places: list[str]) -> Iterator[None]:
+    """Errors as those of the last of the places that are known when they are met."""
+    try:
+        yield
+    except Exception as error:
+        with as_described(places[-1]):
+            raise error
 
 
 def _kind(site: str) -> str:

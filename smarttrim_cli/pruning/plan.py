@@ -100,6 +100,12 @@ def solve(
     speedup: float,
 ) -> dict[str, float]:
     """Scale proportional sparsities until the predicted MACs reduction is ``speedup``, by bisection."""
+    if not proportions:
+        raise UserError(
+            "no site has a trimmer, so no speed-up can be reached",
+            where="pruning",
+            hint="a trimmer's build leaves out the sites for which it gives None",
+        )
     largest = max(proportions.values(), default=0.0)
     if largest <= 0:
         raise UserError("every sparsity is 0, so no speed-up can be reached", where="pruning.target_sparsity")

@@ -59,3 +59,5 @@ def test_what_cannot_be_reached_is_said() -> None:
     assert error.value.where == "pruning.target_speedup"
     with pytest.raises(UserError, match="every sparsity is 0"):
         solve(ARCHITECTURE, SITES, dict.fromkeys(GROUPS, 0.0), TOKENS, 2.0)
+    with pytest.raises(UserError, match="no site has a trimmer"):
+        make_plan(ARCHITECTURE, {}, [], TOKENS, None, 2.0)
