@@ -99,7 +99,9 @@ def _problem_of(place: Path, is_itself: bool) -> str | None:
     if not place.is_dir() and not is_itself:
         return f"{place} is a file, not a folder"
     if not os.access(place, os.W_OK):
-        return f"{place} may not be written to ({os.strerror(errno.EACCES)})"
+        read_only = hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY
+        reason = os.strerror(errno.EROFS if read_only else errno.EACCES)
+        return f"{place} may not be written to ({reason})"
     if place.is_dir():
         try:
             with tempfile.TemporaryFile(dir=place):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,6 +102,17 @@ def test_weights_that_cannot_be_written_name_the_file(
     with pytest.raises(OSError, match="No space left") as caught:
         tensors.save_tensors({"a": torch.zeros(2)}, tmp_path / "w.safetensors")
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "w.safetensors")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no statvfs")
+@pytest.mark.parametrize(("flag", "reason"), [(0, "Permission denied"), (1, "Read-only file system")])
+def test_why_a_folder_may_not_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: int, reason: str
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=flag * os.ST_RDONLY))
+    with pytest.raises(UserError, match=reason):
+        check_writable(tmp_path / "x.json", "--output")
 
 
 @pytest.mark.parametrize("name", ["n" * 250 + ".json", "ä" * 125 + ".json", "n" * 255])
