@@ -47,9 +47,13 @@ class VqaTask(AnswerTask):
         return F.binary_cross_entropy_with_logits(output.float(), targets) * targets.shape[1]
 
     def answer(self, output: Tensor, processor: Processor) -> list[tuple[str, float]]:
-        """Likeliest answers of logits (B, answers), with their sigmoid: every answer has its own target."""
-        best_B, index_B = torch.sigmoid(output.float()).max(-1)
-        return [(self.answers[i], score) for i, score in zip(index_B.tolist(), best_B.tolist(), strict=True)]
+        """Likeliest answers of logits (B, answers), with their sigmoid: every answer has its own target.
+
+        They are compared before the sigmoid, which is the same 1.0 for all logits from about 17.4 on.
+        """
+        best_B, index_B = output.float().max(-1)
+        scores = zip(index_B.tolist(), best_B.sigmoid().tolist(), strict=True)
+        return [(self.answers[i], score) for i, score in scores]
 
 
 def build(options: Options, log: Callable[[str], None], style: str) -> AnswerTask:

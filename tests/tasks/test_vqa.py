@@ -86,6 +86,14 @@ def test_predictions_and_submission() -> None:
     ]
 
 
+def test_the_likeliest_of_answers_that_are_all_but_certain() -> None:
+    """1 - sigmoid(18) is less than half of float32's step below 1, so both scores are 1.0."""
+    one = task()
+    one.vocab = AnswerVocab(("a", "b"))
+    ((text, score),) = one.answer(torch.tensor([[18.0, 25.0]]), Tokens())  # type: ignore[arg-type]
+    assert (text, score) == ("b", 1.0)
+
+
 def test_broken_images_leave_a_batch() -> None:
     one = task()
     one.vocab = AnswerVocab(("a",))
