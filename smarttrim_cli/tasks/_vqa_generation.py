@@ -101,12 +101,14 @@ def annotated_answers(samples: Sequence[VqaSample], processor: Processor) -> tup
     """The distinct answers of every question: ids and mask (B, A, T), weights (B, A).
 
     A weight is the share of the annotators; questions with fewer answers than others have weight and mask 0.
+    Annotators who left it blank have said nothing that could be learned.
     """
-    counts = [Counter(sample.answers or ()) for sample in samples]
-    most = max(len(count) for count in counts)
+    counts = [Counter(filter(str.strip, sample.answers or ())) for sample in samples]
+    most = max(1, *map(len, counts))
     rows = [[*count, *[""] * (most - len(count))] for count in counts]
     ids_BAT, mask_BAT = processor.texts(rows)
-    shares = [[number / count.total() for number in count.values()] for count in counts]
+    asked = [len(sample.answers or ()) for sample in samples]
+    shares = [[n / people for n in count.values()] for count, people in zip(counts, asked, strict=True)]
     weights_BA = torch.tensor([[*row, *[0.0] * (most - len(row))] for row in shares])
     there_BA1 = (weights_BA > 0).long()[..., None]
     return ids_BAT, mask_BAT * there_BA1, weights_BA

@@ -89,6 +89,16 @@ def test_distinct_answers_with_their_shares(tmp_path: Path) -> None:
     assert [tokens.decode(row) for row in (ids[0, 0], ids[0, 1], ids[1, 0])] == ["yes", "no", "two red"]
 
 
+def test_annotators_who_said_nothing_teach_nothing() -> None:
+    """An empty text as the commonest answer used to be learned."""
+    tokens = words()
+    ids, mask, weights = annotated_answers([sample(1, *["yes"] * 4, *[""] * 5, " ")], tokens)
+    assert [tokens.decode(row) for row in ids[0]] == ["yes"]
+    assert weights.tolist() == [[pytest.approx(0.4)]] and mask.sum(-1).tolist() == [[3]]
+    _, mask, weights = annotated_answers([sample(2, "")], tokens)
+    assert weights.tolist() == [[0.0]] and not mask.any()
+
+
 def test_training_batch_and_weighted_loss_by_hand(tmp_path: Path) -> None:
     """With equal logits every target costs log V: (0.7 * 2 + 0.3 * 2 + 1 * 3) targets over two questions."""
     one, tokens = task(tmp_path), words()
