@@ -82,8 +82,15 @@ class AnswerTask(DataTask):
                 hint="task.answers=FILE names a JSON file {answer: index} to take instead",
             )
         else:
-            samples = self.samples(self.split_name("train"), labelled=True)
-            self.vocab = AnswerVocab.from_samples(samples, self.options.min_answer_count)
+            self.vocab = self.new_vocab(self.samples(self.split_name("train"), labelled=True))
+
+    def new_vocab(self, samples: Sequence[VqaSample]) -> AnswerVocab:
+        """The answers of a model that has none yet.
+
+        Raises:
+            UserError: None is frequent enough.
+        """
+        return AnswerVocab.from_samples(samples, self.options.min_answer_count)
 
     def _refuse_other_answers(self, folder: Path) -> None:
         """The recipe's file has to agree with the model; it may be absent, as beside exports."""

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from smarttrim_cli.data.processor import Processor
 from smarttrim_cli.data.samples import VqaSample
+from smarttrim_cli.data.vocab import AnswerVocab
+from smarttrim_cli.errors import UserError
 from smarttrim_cli.forms import Decoding, Form
 from smarttrim_cli.tasks._data import Item
 from smarttrim_cli.tasks._generation import next_tokens, target_rows, token_losses
@@ -43,6 +45,15 @@ class GenerativeVqa(AnswerTask):
     def ranks(self) -> bool:
         """Whether answers are chosen from the vocabulary, not written."""
         return bool(self.options.inference == "rank")
+
+    def new_vocab(self, samples: Sequence[VqaSample]) -> AnswerVocab:
+        """As for all; a model that writes needs no frequent answers: without any it gets those there are."""
+        try:
+            return super().new_vocab(samples)
+        except UserError:
+            if self.ranks:
+                raise
+        return AnswerVocab.from_samples(samples, 1)
 
     def candidate_tokens(self, processor: Processor) -> int:
         """Tokens that the decoder reads of each candidate: those of the longest but its end; 0 if none is."""

@@ -162,6 +162,20 @@ def test_form_says_how_to_decode(tmp_path: Path) -> None:
     assert written is not None and not written.rank and written.num_beams == 1
 
 
+def test_what_writes_needs_no_frequent_answers(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["red"])
+    lines = [{"image": "red.png", "question": "?", "answer": f"a {n}"} for n in (2, 1, 2)]
+    write_lines(tmp_path, "train", lines)
+    written = task(tmp_path, inference="generate")
+    written.prepare_labels(None)
+    assert written.answers == ("2", "1")
+    written = task(tmp_path, inference="generate", min_answer_count=2)
+    written.prepare_labels(None)
+    assert written.answers == ("2",)
+    with pytest.raises(UserError, match="no answer is the major one of at least 9"):
+        task(tmp_path).prepare_labels(None)
+
+
 def test_tokenizer_learns_answers_too(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["red"])
     line = {"image": "red.png", "question": "what is it?"}
