@@ -91,9 +91,10 @@ def resolve_checkpoint(name: str) -> Path:
     if (folder / "model" / CONFIG).exists():
         folder = folder / "model"
     if not (folder / CONFIG).exists():
-        raise MissingCheckpoint(
-            f"no model there: {CONFIG} is missing", where=name, hint="give a model folder or a run folder"
-        )
+        hint = "give a model folder or a run folder"
+        if not folder.exists():  # perhaps an official file
+            hint = "there is no such file or folder, and nothing is downloaded"
+        raise MissingCheckpoint(f"no model there: {CONFIG} is missing", where=name, hint=hint)
     return folder
 
 

@@ -166,3 +166,14 @@ def test_a_configuration_that_is_no_object(tmp_path: Path, content: str) -> None
     (tmp_path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"config\.json: not the configuration"):
         start_named(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["model_base.pth", "blip_image_captioning_base"])
+def test_a_checkpoint_that_is_not_there(tmp_path: Path, name: str) -> None:
+    """It was asked for a model folder in place of an official file that had yet to be fetched."""
+    with pytest.raises(UserError, match="no model there") as found:
+        start_named(str(tmp_path / name))
+    assert found.value.hint == "there is no such file or folder, and nothing is downloaded"
+    with pytest.raises(UserError, match="no model there") as found:
+        start_named(str(tmp_path))
+    assert found.value.hint == "give a model folder or a run folder"
