@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -73,10 +73,7 @@ def calibrate(
             where="pruning.calibrate.split",
         )
 
-    @cache
-    def at(threshold: float) -> float:
-        with model.at_threshold(threshold):
-            return measured_speedup(model, batches)
+    at = cache(partial(_at, model, batches))
 
     low = _bound(-1.0, lambda threshold: at(threshold) <= target)
     high = _bound(1.0, lambda threshold: at(threshold) >= target)
@@ -110,3 +107,8 @@ def _bound(first: float, is_one: Callable[[float], bool]) -> float:
         while not is_one(bound):
             bound *= 2
     return bound
+
+
+def _at(model: TrimmedModel, batches: list[Any], threshold: float) -> float:
+    with model.at_threshold(threshold):
+        return measured_speedup(model, batches)
