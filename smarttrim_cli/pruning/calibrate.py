@@ -72,9 +72,7 @@ def calibrate(
             "no instance of the calibration split can be used: their images are broken",
             where="pruning.calibrate.split",
         )
-
     at = cache(partial(_at, model, batches))
-
     low = _bound(-1.0, lambda threshold: at(threshold) <= target)
     high = _bound(1.0, lambda threshold: at(threshold) >= target)
     best, speedup, below = high, at(high), 0.0
