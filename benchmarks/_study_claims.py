@@ -53,6 +53,8 @@ _NAMES = {
     _NLVR2: "NLVR2",
 }
 _OTHERS = ("trips", "trips_image", "random", "random_image", "ftkd")
+_AIMED_AT = (PAPER, _STEADY, _WHOLE, _ALL)
+_DENSE_OTHERS = ("local", "tome", "trips", "random")
 YES, NO, WITHIN, UNKNOWN = "yes", "**no**", "within error", "-"
 EXPLAINED = """*met* is *within error* where the bar is at most one standard error away from what was
 measured, on either side: such a claim is neither shown nor refuted. For the correlations (of every seed)
@@ -67,6 +69,45 @@ def claims_table(cells: Cells) -> list[str]:
     return markdown(["to reach", "measured", "met"], _claims(cells))
 
 
+def kept_table(cells: Cells) -> list[str]:
+    """What is kept of the full model's score, a row per method; a dash where nothing is claimed."""
+    bars = sorted(
+        {(base, ratio, least) for (base, _), wanted in _RETAINED.items() for ratio, least in wanted.items()}
+    )
+    rows = []
+    for method in dict.fromkeys(method for _, method in _RETAINED):
+        row = [_NAMES[method]]
+        for base, ratio, least in bars:
+            wanted = ratio in _RETAINED.get((base, method), {})
+            row.append(_in_one(_retains(cells, base, method, ratio, least)) if wanted else UNKNOWN)
+        rows.append(row)
+    head = [f"{_NAMES[base]}, {ratio}x: {least:.0%}" for base, ratio, least in bars]
+    return markdown(["kept of the full model's score", *head], rows)
+
+
+def above_tables(cells: Cells) -> list[str]:
+    """Differences to other methods: a row per method and ratio, a column per other method."""
+    lines: list[str] = []
+    for base, methods, ratios, others, least in (
+        (_ORDINARY, _AIMED_AT, (2.0, 3.0), _OTHERS, 0.10),
+        (_DENSE, (OURS, _HEADS), (2.5, 3.5), _DENSE_OTHERS, 0.30),
+    ):
+        rows = [
+            [f"{_NAMES[method]}, {ratio}x"]
+            + [_in_one(_beats(cells, base, method, other, ratio, least)) for other in others]
+            for method in methods
+            for ratio in ratios
+        ]
+        head = f"{_NAMES[base]} scenes, at least {100 * least:.0f} points above"
+        lines += [*markdown([head, *others], rows), ""]
+    return lines[:-1]
+
+
+def _in_one(row: Row) -> str:
+    _, measured, met = row
+    return measured if met == UNKNOWN else f"{measured}: {met}"
+
+
 def verdict(value: float, error: float, least: float) -> str:
     """Whether a value reaches a bar; an unknown error (nan) counts as none."""
     if abs(value - least) <= (0.0 if math.isnan(error) else error):
@@ -77,8 +118,8 @@ def verdict(value: float, error: float, least: float) -> str:
 def _claims(cells: Cells) -> Iterator[Row]:
     for (base, method), wanted in _RETAINED.items():
         for ratio, least in wanted.items():
-            yield _retains(cells, cells.get(base, method, ratio), base, method, ratio, least)
-    for method in (PAPER, _STEADY, _WHOLE, _ALL):
+            yield _retains(cells, base, method, ratio, least)
+    for method in _AIMED_AT:
         for ratio in (2.0, 3.0):
             for other in _OTHERS:
                 yield _beats(cells, _ORDINARY, method, other, ratio, 0.10)
@@ -86,7 +127,7 @@ def _claims(cells: Cells) -> Iterator[Row]:
             yield _grows(cells, method, other)
     for method in (OURS, _HEADS):
         for ratio in (2.5, 3.5):
-            for other in ("local", "tome", "trips", "random"):
+            for other in _DENSE_OTHERS:
                 yield _beats(cells, _DENSE, method, other, ratio, 0.30)
     yield from (_beats(cells, _DENSE, OURS, "ours_local", ratio, 0.30) for ratio in (2.5, 3.5))
     for ratio in (1.5, 2.0, 2.5, 3.0):
@@ -109,8 +150,9 @@ def _claims(cells: Cells) -> Iterator[Row]:
                 yield _follows(cells, method, ratio, what)
 
 
-def _retains(cells: Cells, cell: Cell | None, base: str, method: str, ratio: float, least: float) -> Row:
+def _retains(cells: Cells, base: str, method: str, ratio: float, least: float) -> Row:
     claim = f"{_NAMES[method]}, {_NAMES[base]}, {ratio}x: at least {least:.0%} of the full model's score"
+    cell = cells.get(base, method, ratio)
     retained = cells.retained(cell) if cell else None
     if cell is None or retained is None:
         return claim, "-", UNKNOWN

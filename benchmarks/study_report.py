@@ -14,7 +14,7 @@ from typing import Any
 import _study_figures as figures
 import _study_tables as tables
 from _study_cells import Cells, read_cells
-from _study_claims import EXPLAINED, claims_table
+from _study_claims import EXPLAINED, above_tables, claims_table, kept_table
 from _study_latency import latency_table
 from _study_pool import read_json
 from _study_readme import write_readme
@@ -36,6 +36,9 @@ this page. Every run's result is a JSON file in this folder; `smarttrim compare`
 
 Nothing is recorded yet.
 """
+_BRIEF = """What was to be reached on METER VQA, what was measured, and whether it is met (*within error*: the
+bar is at most one standard error away). *SmartTrim* is the paper's recipe, *ours* the same trimmers taught by
+the full model's own saliency ([why](#what-was-tried-and-failed)). All claims follow below."""
 _HOW = """± is one standard error over seeds and test instances together; of a single seed, over instances
 alone, and then there is no p: other seeds may differ by far more. *retained* is the share of the score of
 the best full model on these scenes. Differences are of the same instances and of the seeds that both have,
@@ -78,7 +81,8 @@ def _sections(cells: Cells, methods: dict[str, Any], folder: Path) -> list[str]:
         if base in cells.bases
     }
     parents = {name: own["extends"] for name, own in methods["methods"].items() if "extends" in own}
-    lines = ["## What was to be reached", "", *EXPLAINED.splitlines(), "", *claims_table(cells), ""]
+    lines = ["## In brief", "", *_BRIEF.splitlines(), "", *kept_table(cells), "", *above_tables(cells), ""]
+    lines += ["## What was to be reached", "", *EXPLAINED.splitlines(), "", *claims_table(cells), ""]
     lines += ["## Methods", "", *_HOW.splitlines(), ""]
     if figures.pareto(folder / "pareto.png", cells, bases):
         lines += ["![score against MACs](pareto.png)", ""]

@@ -20,7 +20,7 @@ import pytest
 import study
 import study_report
 from _study_cells import Cells, read_cells
-from _study_claims import claims_table
+from _study_claims import above_tables, claims_table, kept_table
 from _study_latency import ROWS, timed
 from _study_pool import Folders, estimate, run_all, to_do
 from _study_readme import README, study_table, updated
@@ -439,6 +439,27 @@ def test_a_trial_is_shown_by_what_it_changed() -> None:
     older = trial | {"overrides": ["a.b=5", "seed=1"]}  # of a time when the method did not set c
     assert "| ours: `c=3`, `d=4` | 9 | 2.00x | 0.500 ± 0.010 |" in tables.trials_table([newer], usual)[2]
     assert "| `a.b=5` | 9 |" in tables.trials_table([older], usual)[2]
+
+
+def test_the_brief_tables_say_what_the_claims_say() -> None:
+    cells = read_cells(study_report.RESULTS, METHODS["methods"])
+    found = claims(cells)
+    head, _, *rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in kept_table(cells)]
+    shown = 0
+    for name, *values in rows:
+        for column, value in zip(head[1:], values, strict=True):
+            where, least = column.split(": ")
+            claim = f"{name}, {where}: at least {least} of the full model's score"
+            assert value == (": ".join(found[claim]) if claim in found else "-")
+            shown += claim in found
+    assert shown == sum("of the full model's score" in claim for claim in found)
+    for block in "\n".join(above_tables(cells)).split("\n\n"):
+        head, _, *rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in block.splitlines()]
+        scenes, bar = head[0].split(" scenes, ")
+        for name, *values in rows:
+            method, ratio = name.rsplit(", ", 1)
+            for other, value in zip(head[1:], values, strict=True):
+                assert value == ": ".join(found[f"{method}, {scenes}, {ratio}: {bar} {other}"])
 
 
 def test_the_readmes_table() -> None:
