@@ -21,6 +21,7 @@ from smarttrim_cli.cli.console import Console
 from smarttrim_cli.errors import SmartTrimError, UserError
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_ELSEWHERE = "finetune: output_dir=...; other commands: --out or --output"
 _REFUSED = (
     errno.EACCES,
     errno.EPERM,
@@ -152,7 +153,7 @@ def _describe_exception(error: Exception) -> tuple[str, int]:
     number = system.errno if system is not None else None
     if number in _FULL_DISK or "No space left on device" in text:
         place = getattr(system, "filename", None) or text
-        return f"error: the disk is full: {place}\n  free some space, or write elsewhere (output_dir)", 1
+        return f"error: the disk is full: {place}\n  free some space, or write elsewhere ({_ELSEWHERE})", 1
     if system is not None and number in _REFUSED and system.filename:
         return f"error: {system.filename}: {system.strerror}", 2
     if number == errno.ENOMEM or isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):

@@ -115,7 +115,7 @@ def _validate(file: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     try:
         recipe = load_recipe(file, overrides)
-        return {"file": file, "valid": True, "problems": [], "plan": plan(recipe)}
+        return {"file": file, "valid": True, "problems": [], "plan": plan(recipe, check=True)}
     except MissingCheckpoint as error:  # not a fault of the recipe
         return {"file": file, "valid": True, "problems": [f"costs not predicted: {error}"], "plan": None}
     except RecipeError as error:

@@ -47,6 +47,13 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     return result
 
 
+_COARSE = 0.05
+"""Relative distance from the budget up to which scores that go together explain it."""
+
+_FAR = 0.1
+"""Relative distance from the budget from which on the end of a training was off it."""
+
+
 @contextmanager
 def _restored_if_it_fails(bundle: Bundle) -> Iterator[None]:
     """Trimmers that were taken out come back, and the threshold is that of training again."""
@@ -75,12 +82,33 @@ def calibrate_budget(trainer: Trainer) -> Calibration | None:
         if not bundle.model.sites:
             reporter.warn("no trimmer is left: the model is not trimmed; pruning.calibrate.call_macs lower?")
             return replace(result, speedup=1.0, reached=False)
-        result = calibrate(bundle.model, few, speedup, settings.tolerance)
+        again = calibrate(bundle.model, few, speedup, settings.tolerance)
+        result = replace(again, trained_speedup=result.trained_speedup)
     text = f"calibrated: threshold {result.threshold:+.3f}, {result.speedup:.3f}x fewer MACs on {split}"
     reporter.message(text)
     if not result.reached:
-        reporter.warn(f"the budget of {result.target:.2f}x was not met exactly: {result.speedup:.3f}x")
+        met = f"the budget of {result.target:.2f}x was not met exactly: {result.speedup:.3f}x"
+        reporter.warn(f"{met}; {_remedy(result)}")
+    elif abs(result.trained_speedup / result.target - 1) > _FAR:
+        held = recipe.strategy.budget_controller.enabled
+        how = "train longer" if held else "strategy.budget_controller.enabled=true holds it"
+        if result.trained_speedup > result.target:
+            how += "; pruning.calibrate=null leaves it where training ended"
+        reporter.warn(
+            f"training ended at {result.trained_speedup:.3f}x fewer MACs, and the threshold was moved to "
+            f"make up for it; a model that trains at its budget may score better ({how})"
+        )
     return result
+
+
+def _remedy(result: Calibration) -> str:
+    """What to change in the recipe so that the next run meets its budget."""
+    apart = result.speedup / result.target - 1
+    if abs(apart) < _COARSE:
+        return "more instances decide more finely (pruning.calibrate.max_instances; or raise its tolerance)"
+    if apart < 0:
+        return "no threshold drops enough: ask for less, or trim in more places (keys of pruning)"
+    return "no threshold drops so little: ask for more, or trim in fewer places (keys of pruning)"
 
 
 def _remove_unprofitable(trainer: Trainer, few: list[Any], call_macs: float) -> list[str]:

@@ -9,17 +9,30 @@ import torch
 from smarttrim_cli.engine.artifact import as_described, build_backbone, build_task, parameter_count
 from smarttrim_cli.engine.build import attach, plan_for_model, section_of
 from smarttrim_cli.engine.starting import backbone_section, start_of
+from smarttrim_cli.engine.steering import check_steering
 from smarttrim_cli.engine.student import apart, student_of
+from smarttrim_cli.engine.warmup import check_warm_start
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.plan import Plan
 from smarttrim_cli.recipe import Recipe
 
 
-def plan(recipe: Recipe) -> dict[str, Any]:
-    """Predicted costs of a recipe from its configuration alone: no data, no weights, no memory for them."""
+def plan(recipe: Recipe, *, check: bool = False) -> dict[str, Any]:
+    """Predicted costs of a recipe from its configuration alone: no data, no weights, no memory for them.
+
+    Args:
+        recipe: The recipe.
+        check: Also refuse switches of the strategy that training would refuse.
+
+    Raises:
+        UserError: Something the recipe asks for does not exist or does not fit.
+    """
     with torch.device("meta"):
         backbone = backbone_without_data(recipe)
         model = attach(recipe, backbone)
+    if check:
+        check_warm_start(recipe, model)
+        check_steering(recipe, model)
     return describe_plan(recipe, model, plan_for_model(recipe, model, backbone.form.text_tokens))
 
 

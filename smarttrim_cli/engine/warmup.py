@@ -34,6 +34,7 @@ from smarttrim_cli.pruning import saliency
 from smarttrim_cli.pruning.cost import saved_by_a_token
 from smarttrim_cli.pruning.model import TrimmedModel
 from smarttrim_cli.pruning.sites import TOKEN, Site
+from smarttrim_cli.recipe import Recipe
 from smarttrim_cli.recipe.schema import GuidanceWarmup
 from smarttrim_cli.trimmers.base import Trimmer
 
@@ -56,7 +57,7 @@ def warmup_of(trainer: Trainer) -> WarmStart | None:
     settings = trainer.recipe.strategy.guidance_warmup
     if not settings.enabled:
         return None
-    _check(trainer.bundle.model)
+    check_warm_start(trainer.recipe, trainer.bundle.model)
     for trimmer in token_trimmers(trainer.bundle.model).values():
         trimmer.start_guided(settings.key_std)
     return WarmStart(trainer, settings)
@@ -67,7 +68,14 @@ def token_trimmers(model: TrimmedModel) -> dict[str, Trimmer]:
     return {name: trimmer for name, trimmer in model.sites.items() if Site.parse(name).kind == TOKEN}
 
 
-def _check(model: TrimmedModel) -> None:
+def check_warm_start(recipe: Recipe, model: TrimmedModel) -> None:
+    """Refuse one that has nothing to start.
+
+    Raises:
+        UserError: It is asked for, and there are no token trimmers, or they have no scores that could learn.
+    """
+    if not recipe.strategy.guidance_warmup.enabled:
+        return
     found = token_trimmers(model)
     if not found:
         raise UserError(

@@ -26,12 +26,14 @@ class Calibration:
         speedup: MACs of the full model over those of the trimmed one, on the calibration instances.
         target: The speed-up asked for.
         reached: Whether the tolerance was met.
+        trained_speedup: ``speedup`` at the threshold that the model came with, that of its training.
     """
 
     threshold: float
     speedup: float
     target: float
     reached: bool
+    trained_speedup: float
 
 
 @torch.no_grad()
@@ -69,7 +71,7 @@ def calibrate(
     """
     if not batches:
         raise UserError(
-            "no instance of the calibration split can be used: their images are broken",
+            "no instance of the calibration split can be used: it has none, or their images are broken",
             where="pruning.calibrate.split",
         )
     at = cache(partial(_at, model, batches))
@@ -87,8 +89,9 @@ def calibrate(
             high, best, speedup = middle, middle, at_middle
     if abs(speedup / target - 1) > tolerance >= 1 - below / target:
         best, speedup = low, below
+    trained = at(float(model.threshold))
     model.threshold.fill_(best)
-    return Calibration(best, speedup, target, abs(speedup / target - 1) <= tolerance)
+    return Calibration(best, speedup, target, abs(speedup / target - 1) <= tolerance, trained)
 
 
 def _bound(first: float, is_one: Callable[[float], bool]) -> float:

@@ -242,7 +242,7 @@ def test_recipes_show(recipe_file: Path) -> None:
 def test_recipes_validate(fake_engine: Install, recipe_file: Path) -> None:
     groups = {"token.vision": {"target_sparsity": 0.7, "kept": 0.3}}
     plan = {"full_gmacs": 2.0, "trimmed_gmacs": 1.0, "speedup": 2.0, "groups": groups}
-    fake_engine("plan", lambda recipe: plan)
+    fake_engine("plan", lambda recipe, check: plan)
     assert run("recipes", "validate", "r.yaml").stdout.splitlines()[0] == "r.yaml: valid"
     Path("wrong.yaml").write_text(recipe_file.read_text() + "sed: 1\n", encoding="utf-8")
     result = run("recipes", "validate", "*.yaml", "--json", code=2)
@@ -254,7 +254,7 @@ def test_recipes_validate(fake_engine: Install, recipe_file: Path) -> None:
 
 
 def test_recipes_validate_takes_files_with_any_name(fake_engine: Install, recipe_file: Path) -> None:
-    fake_engine("plan", lambda recipe: {"full_gmacs": 2.0})
+    fake_engine("plan", lambda recipe, check: {"full_gmacs": 2.0})
     names = ["lr=1/[a].yaml", "lr=1/r.yaml"]
     Path("lr=1").mkdir()
     for name in names:

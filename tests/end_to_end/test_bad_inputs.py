@@ -334,6 +334,22 @@ def test_sizes_that_no_model_has(here: Path, override: str, message: str) -> Non
     assert f'override "{override}": {key}: {message}' in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["pruning=null", "strategy.guidance_warmup.enabled=true"],
+            "there are no token trimmers to warm-start",
+        ),
+        (["pruning.straight_through=false"], "scores would learn nothing"),
+    ],
+)
+def test_validate_refuses_what_training_would(here: Path, overrides: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["recipes", "validate", "tiny.yaml", *overrides])
+    assert result.exit_code == 2 and message in result.stdout
+    assert message in smarttrim("finetune", "tiny.yaml", *overrides, *QUICK, code=2)
+
+
 def test_what_a_part_cannot_be_built_of(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from smarttrim_cli.backbones import meter
     from smarttrim_cli.trimmers import global_head

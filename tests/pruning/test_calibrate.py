@@ -37,8 +37,10 @@ def test_the_budget_is_met_and_the_threshold_stays(pair: tuple[str, str], target
     # what ranks tokens, or heads for all instances, keeps whole numbers: large steps where there are so few
     coarse = any(trimmer.relative or trimmer.by_importance for trimmer in model.sites.values())
     tolerance = 0.05 if coarse else 0.02
+    before = measured_speedup(model, batches)
     result = calibrate(model, batches, target, tolerance=tolerance)
     assert result.reached and result.target == target
+    assert result.trained_speedup == pytest.approx(before, rel=1e-6)
     assert target <= result.speedup <= target * (1 + tolerance)
     assert float(model.threshold) == pytest.approx(result.threshold)
     assert measured_speedup(model, batches) == pytest.approx(result.speedup, rel=1e-6)
