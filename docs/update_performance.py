@@ -237,13 +237,13 @@ def targets(results: dict[str, Any]) -> str:
         shown = ", ".join(beside(value, bar, digits) for value, bar in pairs)
         rows.append([what, wanted, shown, "yes" if met else "**no**"])
 
-    def both(file: str) -> Iterator[tuple[str, Any]]:
+    def on_each(file: str) -> Iterator[tuple[str, Any]]:
         """Backbones with the kind of machine, and what was found there."""
-        for one in (results[file], results[f"{file}_avx2"]):
+        for one in (results[name] for name in (file, f"{file}_avx2") if name in results):
             on = one["environment"]["instructions"]
             yield from ((f"{NAMES[name]} ({on})", found) for name, found in one["backbones"].items())
 
-    for what_on, found in both("latency"):
+    for what_on, found in on_each("latency"):
         faster = max(found["full_over_host"], found["prepared_over_host"])
         add(f"{what_on}, full over the host", "at least 1.00", [faster], [1.0], faster >= 1)
         wanted = f"at least {', '.join(f'{least:.2f}' for least in PROMISES)}"
@@ -256,18 +256,18 @@ def targets(results: dict[str, Any]) -> str:
             over = [row["over_oracle"] for row in rows_of]
             what = f"{what_on}{kind}, over the oracle at {AT}"
             add(what, "at most 1.05", over, [1.05], max(over) <= 1.05, 3)
-    for what_on, found in both("keep_all"):
+    for what_on, found in on_each("keep_all"):
         for kind in KEEP_ALL:
             share = found[kind]["share"]
             what = f"{what_on}, {kind} and packing, everything kept"
             add(what, "at most 0.04", [share], [0.04], share <= 0.04, 3)
-    for name, sizes in results["batch"]["backbones"].items():
+    for what_on, sizes in on_each("batch"):
         for size, found in sizes.items():
             for kind in ("", STATIC):
                 kept_at = [found[f"{label}{kind}"]["promise"] for label in SPEEDUPS]
-                what = f"{NAMES[name]}, batch of {size}{kind}, promise kept at {AT}"
+                what = f"{what_on}, batch of {size}{kind}, promise kept at {AT}"
                 add(what, "at least 0.95", kept_at, [0.95], min(kept_at) >= 0.95)
-    for what_on, sizes in both("batch_few"):
+    for what_on, sizes in on_each("batch_few"):
         for size, found in sizes.items():
             kept_at = [found[f"{label}{FEW}"]["promise"] for label in SPEEDUPS]
             what = f"{what_on}, batch of {size}{FEW}, promise kept at {AT}"

@@ -17,6 +17,12 @@ from smarttrim_cli.pruning.economy import unprofitable
 if TYPE_CHECKING:
     from smarttrim_cli.engine.trainer import Trainer
 
+_COARSE = 0.05
+"""Relative distance from the budget up to which scores that go together explain it."""
+
+_FAR = 0.1
+"""Relative distance from the budget from which on the end of a training was off it."""
+
 
 def finish(trainer: Trainer) -> dict[str, Any]:
     """Calibrate the budget, save the model, score it on the evaluation split.
@@ -45,13 +51,6 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     if trainer.accelerator.is_main_process:
         run.merge_summary(result)
     return result
-
-
-_COARSE = 0.05
-"""Relative distance from the budget up to which scores that go together explain it."""
-
-_FAR = 0.1
-"""Relative distance from the budget from which on the end of a training was off it."""
 
 
 @contextmanager
